@@ -1,0 +1,1 @@
+"""Vision research in JAX: one loop, configs that run, runs that repeat."""

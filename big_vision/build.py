@@ -1,0 +1,75 @@
+"""From a config to everything a run needs, before any array exists.
+
+Training, evaluating and planning a run all start here, so that a config means
+the same to each of them.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from big_vision import config as config_lib
+from big_vision import input_pipeline
+from big_vision import sharding
+from big_vision import state as state_lib
+from big_vision.evaluators import common as evaluators
+from big_vision.task import Info, Task
+
+
+class Built(NamedTuple):
+  """What a config stands for, before any array exists."""
+  mesh: jax.sharding.Mesh
+  rules: list
+  batch_sharding: jax.sharding.NamedSharding
+  data: input_pipeline.TrainingPipeline
+  info: Info
+  task: Task
+  strategy: list
+  shapes: Any        # The state: jax.ShapeDtypeStructs that know their sharding.
+  shardings: Any
+  rng_init: jax.Array
+  rng_train: jax.Array
+
+
+def build(config: config_lib.Config) -> Built:
+  """Builds the mesh, the data, the task and the shape of its state.
+
+  Raises:
+    ConfigError: whatever in the config cannot be.
+  """
+  trainer = config_lib.import_by_name(
+      "big_vision.trainers", config.get("trainer", "classification"), "trainer")
+  seed = config.get("seed", 0)
+  rng_init, rng_train = jax.random.split(jax.random.key(seed))
+  mesh = sharding.make_mesh(config.get("mesh", sharding.DEFAULT_MESH))
+  rules = sharding.make_rules(mesh, config.get("sharding_rules"))
+  batch_sharding = sharding.batch_sharding(mesh, rules)
+
+  data = input_pipeline.make_training(config.input, seed=seed)
+  sharding.check_divides(
+      data.batch_size, batch_sharding, "config.input.batch_size")
+  total_steps = config_lib.duration(
+      "total", config, batch_size=data.batch_size, data_size=data.data_size)
+  if total_steps is None:
+    raise config_lib.ConfigError(
+        "How long to train is not set: config.total_{steps,epochs,examples}.")
+  info = Info(total_steps, data.batch_size, data.data_size, data.batch_spec,
+              mesh)
+  with sharding.use(mesh, rules):
+    task = trainer.make_task(config, info)
+    shapes = state_lib.infer_shapes(task, info, rng_init)
+  strategy = config.get("sharding_strategy", sharding.DEFAULT_STRATEGY)
+  shardings = sharding.infer(shapes, strategy, mesh, rules)
+  shapes = state_lib.with_shardings(shapes, shardings)
+  return Built(mesh, rules, batch_sharding, data, info, task, strategy, shapes,
+               shardings, rng_init, rng_train)
+
+
+def make_evaluators(config: config_lib.Config, built: Built):
+  """The evaluators of the config, their data opened."""
+  return evaluators.make_evaluators(
+      config.get("evals"), built.task.predict_fns,
+      batch_sharding=built.batch_sharding,
+      batch_size=config.get("batch_size_eval", built.info.batch_size),
+      total_steps=built.info.total_steps, data_size=built.info.data_size,
+      train_batch_size=built.info.batch_size)

@@ -1,0 +1,53 @@
+# pylint: disable=line-too-long
+r"""A small ViT on Fashion-MNIST, read through TFDS.
+
+COMMAND
+  apt-get install dataset-fashion-mnist
+  bash run.sh big_vision.tools.prepare_dataset fashion_mnist
+  bash run.sh big_vision.train --config big_vision/configs/fashion_mnist.py --workdir workdirs/fashion_mnist
+
+EXPECTED (2 CPU cores)
+  MEASURED_PLACEHOLDER
+"""
+
+from big_vision import config as bvcc
+import ml_collections
+
+
+def get_config(arg=None):
+  arg = bvcc.parse_arg(arg, epochs=15)
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.total_epochs = arg.epochs
+  config.num_classes = 10
+  config.loss = "softmax_xent"
+
+  pp_common = (
+      "value_range(-1, 1)|onehot(10, key='label', key_result='labels')"
+      "|keep('image', 'labels')")
+  config.input = dict(
+      data=dict(name="fashion_mnist", split="train"), batch_size=256,
+      pp="decode(channels=1)|pad_to_shape((32, 32, 1), where='both')"
+         f"|random_crop(28)|flip_lr|{pp_common}")
+
+  config.model_name = "vit"
+  config.model = dict(
+      patch_size=(7, 7), width=96, depth=6, num_heads=3, mlp_dim=384,
+      pool_type="gap", posemb="sincos2d")
+
+  config.optax_name = "scale_by_adam"
+  config.grad_clip_norm = 1.0
+  config.lr = 1e-3
+  config.wd = 1e-4
+  config.schedule = dict(decay_type="cosine", warmup_percent=0.1)
+
+  config.log_training_steps = 50
+  config.ckpt_epochs = 1
+
+  config.evals = dict()
+  config.evals.test = dict(
+      type="classification",
+      data=dict(name="fashion_mnist", split="test"),
+      pp_fn=f"decode(channels=1)|{pp_common}",
+      loss_name="softmax_xent", log_epochs=1)
+  return config

@@ -1,0 +1,77 @@
+# pylint: disable=line-too-long
+r"""A small ViT learns handwritten digits, or the pictures in a folder of yours.
+
+COMMAND
+  bash run.sh big_vision.train --config big_vision/configs/quickstart.py --workdir workdirs/quickstart
+
+  On your own pictures, one subfolder a class:
+  bash run.sh big_vision.train --config big_vision/configs/quickstart.py:data=PATH/TO/FOLDER --workdir workdirs/mine
+
+EXPECTED (2 CPU cores)
+  MEASURED_PLACEHOLDER
+
+The digits are the 1,797 images of 8x8 pixels that come with scikit-learn; a
+fixed random fifth is held out.
+"""
+
+from big_vision import config as bvcc
+from big_vision.datasets import folder
+import ml_collections
+
+
+def get_config(arg=None):
+  arg = bvcc.parse_arg(arg, data="digits", epochs=0, size=0)
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+
+  if arg.data == "digits":
+    config.num_classes = 10
+    source, held_out = dict(name="bv:digits"), "test"
+    size, patch, channels = 8, 2, 1
+    load = ""
+    scale = "value_range(-1, 1, 0, 16)"
+    # Digits are not to be mirrored; shifts by a pixel keep them what they are.
+    augment = "pad_to_shape((10, 10, 1), where='both')|random_crop(8)|"
+    fit = ""
+    config.total_epochs = arg.epochs or 100
+    config.input = dict(batch_size=128)
+  else:
+    found = folder.scan(arg.data)
+    config.num_classes = len(found.class_names)
+    source, held_out = dict(name="bv:folder", path=arg.data), found.held_out
+    size = arg.size or min(128, max(32, min(found.image_size) // 32 * 32))
+    patch, channels = size // 8, 3
+    load = "decode|"
+    scale = "value_range(-1, 1)"
+    augment = f"inception_crop({size}, area_min=30, antialias=True)|flip_lr|"
+    fit = f"resize_small({size}, antialias=True)|central_crop({size})|"
+    config.total_epochs = arg.epochs or 50
+    config.input = dict(batch_size=32)
+
+  labels = f"onehot({config.num_classes}, key='label', key_result='labels')"
+  keep = "keep('image', 'labels')"
+  config.input.data = dict(**source, split="train")
+  config.input.pp = f"{load}{augment}{scale}|{labels}|{keep}"
+
+  config.model_name = "vit"
+  config.model = dict(
+      patch_size=(patch, patch), width=64, depth=4, num_heads=4, mlp_dim=256,
+      pool_type="gap", posemb="sincos2d")
+
+  config.loss = "softmax_xent"
+  config.optax_name = "scale_by_adam"
+  config.optax = dict(b2=0.99)
+  config.grad_clip_norm = 1.0
+  config.lr = 2e-3
+  config.wd = 2e-4
+  config.schedule = dict(decay_type="cosine", warmup_percent=0.1)
+
+  config.log_training_epochs = 5
+  config.ckpt_epochs = 25
+
+  config.evals = dict()
+  config.evals.test = dict(
+      type="classification", data=dict(**source, split=held_out),
+      pp_fn=f"{load}{fit}{scale}|{labels}|{keep}",
+      loss_name="softmax_xent", log_epochs=25)
+  return config

@@ -1,0 +1,60 @@
+# pylint: disable=line-too-long
+r"""ViT pre-training on ImageNet-21k, as in AugReg (arXiv:2106.10270).
+
+COMMAND
+  python -m big_vision.train --config big_vision/configs/vit_i21k.py:variant=B/16 --workdir gs://BUCKET/vit_i21k
+
+EXPECTED
+  A number of this config is not published and was not measured by this project.
+
+TFDS has no ImageNet-21k: prepare it yourself as a dataset "imagenet21k" whose
+"labels" hold the indices of an image's classes (there may be several), 21,843
+classes in all, with splits "full".
+Arguments: variant, batch_size, epochs, runlocal.
+"""
+
+from big_vision import config as bvcc
+import ml_collections
+
+
+def get_config(arg=None):
+  arg = bvcc.parse_arg(
+      arg, variant="B/16", batch_size=4096, epochs=300, runlocal=False)
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.total_epochs = arg.epochs
+  config.num_classes = 21_843
+  config.loss = "sigmoid_xent"
+  config.init_head_bias = -10.0
+
+  pp_common = (
+      "|value_range(-1, 1)|onehot(21843, key='labels')|keep('image', 'labels')")
+  config.input = dict(
+      data=dict(name="imagenet21k", split="full[51200:]"),
+      batch_size=arg.batch_size if not arg.runlocal else 8,
+      pp="decode_jpeg_and_inception_crop(224)|flip_lr|randaug(2, 15)"
+         + pp_common)
+
+  config.log_training_steps = 50
+  config.ckpt_steps = 1000
+
+  config.model_name = "vit"
+  config.model = dict(
+      variant=arg.variant if not arg.runlocal else "mu/16", rep_size=True,
+      pool_type="tok", dropout=0.1)
+
+  config.grad_clip_norm = 1.0
+  config.optax_name = "scale_by_adam"
+  config.optax = dict(mu_dtype="bfloat16")
+  config.lr = 1e-3
+  config.wd = 1e-4
+  config.schedule = dict(warmup_steps=10_000, decay_type="cosine")
+  config.mixup = dict(p=0.2)
+
+  config.evals = dict()
+  config.evals.minival = dict(
+      type="classification",
+      data=dict(name="imagenet21k", split="full[:51200]"),
+      pp_fn="decode|resize_small(256)|central_crop(224)" + pp_common,
+      loss_name=config.loss, log_steps=1000)
+  return config

@@ -1,0 +1,1 @@
+"""Data sources: how examples are stored and found; `core.open_source` opens."""

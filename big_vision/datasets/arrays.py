@@ -1,0 +1,145 @@
+"""Sources whose examples are arrays in memory: scikit-learn's digits, .npz."""
+
+from collections.abc import Callable, Mapping, Sequence
+import zipfile
+
+import numpy as np
+
+from big_vision import config as config_lib
+from big_vision.datasets import core
+
+
+class ArraySource(core.Source):
+  """Rows of arrays.
+
+  Args:
+    arrays: {feature: array[n, ...]}, all of the same n.
+    describe: where row i comes from, for messages.
+    num_classes: how many values "label" takes, if there are labels.
+    class_names: their names, if known.
+  """
+
+  def __init__(
+      self, arrays: Mapping[str, np.ndarray], describe: Callable[[int], str],
+      num_classes: int | None = None, class_names: list[str] | None = None):
+    import tensorflow as tf
+    self._len = len(next(iter(arrays.values())))
+    self._describe = describe
+    self.num_classes = num_classes
+    self.class_names = class_names
+    # On the CPU also where TensorFlow sees an accelerator: this can be big.
+    with tf.device("CPU"):
+      self._tensors = {key: tf.constant(a) for key, a in arrays.items()}
+
+  def __len__(self):
+    return self._len
+
+  def read(self, index):
+    import tensorflow as tf
+    return {key: tf.gather(t, index) for key, t in self._tensors.items()}
+
+  def describe(self, index):
+    return self._describe(index)
+
+
+def digits(split: str) -> ArraySource:
+  """The 1,797 handwritten digits that scikit-learn ships; needs no download.
+
+  Examples have "image", uint8[8, 8, 1] in 0..16 (16 is white), and "label",
+  int64[] in 0..9.
+
+  Args:
+    split: "test" is a fixed random fifth (359 images), "train" the other 1,438.
+
+  Raises:
+    ConfigError: there is no such split.
+
+  Source: https://archive.ics.uci.edu/dataset/80, its test part.
+  """
+  from sklearn import datasets
+  data = datasets.load_digits()
+  # RandomState's sequence is frozen forever (NEP 19), so the split is as well.
+  order = np.random.RandomState(0).permutation(len(data.target))
+  num_test = len(order) // 5
+  rows = {"test": order[:num_test], "train": order[num_test:]}
+  if split not in rows:
+    raise config_lib.ConfigError(
+        f"bv:digits has no split {split!r}{config_lib.nearest(split, rows)}; "
+        f"it has {sorted(rows)}.")
+  rows = np.sort(rows[split])
+  arrays = {"image": data.images[rows].astype(np.uint8)[..., None],
+            "label": data.target[rows].astype(np.int64)}
+  return ArraySource(
+      arrays, lambda index: f"scikit-learn's digits record {rows[index]}",
+      num_classes=10, class_names=[str(name) for name in data.target_names])
+
+
+def npz(
+    fname: str, keys: Sequence[str] | Mapping[str, str] | None = None,
+    start: int | float | None = None, stop: int | float | None = None,
+    num_classes: int | None = None) -> ArraySource:
+  """Arrays of equal length in an .npz file; row i of each makes example i.
+
+  Args:
+    fname: the file.
+    keys: which arrays to use, as a list of their names or as {feature: name}
+      ({"image": "x_train", "label": "y_train"}). All of them by default.
+    start: first example; see `core.slice_bounds`.
+    stop: example to stop before; see `core.slice_bounds`.
+    num_classes: how many values "label" takes. The file cannot tell.
+
+  Raises:
+    ConfigError: no such file or array, or an empty part was asked for.
+    DataError: the file is damaged, holds pickled objects (which could run code,
+      and are never loaded), or arrays that differ in length; names the array.
+  """
+  import tensorflow as tf
+  if not tf.io.gfile.exists(fname):
+    raise config_lib.ConfigError(f"bv:npz: there is no file {fname!r}.")
+  try:
+    with tf.io.gfile.GFile(fname, "rb") as file:
+      stored = np.load(file, allow_pickle=False)
+      if not isinstance(stored, np.lib.npyio.NpzFile):
+        raise core.DataError(
+            f"{fname} holds a single array; bv:npz reads .npz files, which "
+            "np.savez writes.")
+      if keys is None:
+        keys = stored.files
+      names = keys if isinstance(keys, Mapping) else {key: key for key in keys}
+      arrays = {}
+      for feature, name in names.items():
+        if name not in stored.files:
+          raise config_lib.ConfigError(
+              f"{fname} has no array {name!r}"
+              f"{config_lib.nearest(name, stored.files)}; it has "
+              f"{sorted(stored.files)}.")
+        arrays[feature] = _load_array(stored, name, fname)
+  except (OSError, EOFError, ValueError, zipfile.BadZipFile,
+          tf.errors.OpError) as error:
+    if isinstance(error, config_lib.ConfigError):
+      raise
+    raise core.DataError(f"{fname} is not a readable .npz: {error}") from error
+  lengths = {feature: len(array) for feature, array in arrays.items()}
+  if len(set(lengths.values())) != 1:
+    raise core.DataError(
+        f"{fname}: the arrays must be as many as each other, at least one; "
+        f"their lengths are {lengths}.")
+  first, last = core.slice_bounds(
+      start, stop, next(iter(lengths.values())), fname)
+  return ArraySource(
+      {feature: array[first:last] for feature, array in arrays.items()},
+      lambda index: f"{fname} record {first + index}", num_classes=num_classes)
+
+
+def _load_array(stored, name: str, fname: str) -> np.ndarray:
+  """One array of an open .npz; DataError where it cannot be rows."""
+  try:
+    array = stored[name]
+  except Exception as error:  # zlib.error, struct.error, ...: all damage.
+    raise core.DataError(
+        f"{fname}: array {name!r} cannot be read: {error}") from error
+  if array.ndim == 0:
+    raise core.DataError(
+        f"{fname}: array {name!r} is a scalar; examples are the rows of "
+        "arrays. Choose the arrays to use with `keys`.")
+  return array

@@ -1,0 +1,1 @@
+"""Evaluators: modules with a class `Evaluator`, made by `common`."""

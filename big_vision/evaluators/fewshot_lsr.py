@@ -1,0 +1,208 @@
+"""Few-shot accuracy of a representation, by regularized least squares.
+
+A linear classifier is fitted in closed form to k examples of every class, on
+top of the frozen representation, so the number needs no tuning and is fast
+enough to follow a training run.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from big_vision import config as config_lib
+from big_vision.evaluators import common
+
+# Far larger than a whitened feature, so that `l2_reg` hardly acts on the bias.
+_BIAS = 100.
+
+
+class Evaluator:
+  """Accuracy of a ridge regression on k examples per class, for several k.
+
+  Needs a predict function that returns (logits float[b, k], out).
+
+  Metrics: `{g}/{dataset}_{k}shot-seed-{s}` for every choice s of examples and
+  `{g}/{dataset}_{k}shot`, the mean over s; in [0, 1], higher is better. The
+  group g is "a" for those in `display_first` and "z" for the others.
+
+  As in big_vision, so that numbers compare. It differs in that the mean over
+  the seeds is reported, representations are kept per data set *and* split, the
+  solution is in float64, and that a class with fewer than k examples is an
+  error (see `allow_fewer`).
+  """
+
+  def __init__(
+      self, predict_fn: Callable, *,
+      batch_sharding: jax.sharding.NamedSharding, batch_size: int,
+      datasets: Mapping[str, Sequence[str | Mapping[str, Any] | None]],
+      pp_train: str, pp_eval: str, shots: Sequence[int] = (1, 5, 10, 25),
+      l2_reg: float = 2. ** 10, representation_layer: str | None = None,
+      num_seeds: int = 3, label_key: str = "label",
+      display_first: Sequence[tuple[str, int]] = (),
+      allow_fewer: bool = False, pp_modules: Sequence[str] | None = None):
+    """Opens the data; compiles and reads nothing yet.
+
+    Args:
+      predict_fn: (state, batch) -> (logits, out), not jitted.
+      batch_sharding: of the batches.
+      batch_size: over all devices.
+      datasets: {name in metrics: (source, train split, test split)}; a source
+        is its name or a dict of its options. A split of None is left out, one
+        that is a dict adds options to those of the source.
+      pp_train: preprocessing of train splits; keeps `label_key`.
+      pp_eval: preprocessing of test splits; keeps `label_key`.
+      shots: values of k.
+      l2_reg: weight of the squared norm of the classifier.
+      representation_layer: name in `out`; None for the logits.
+      num_seeds: how many choices of examples.
+      label_key: of int[b] in the batch.
+      display_first: (dataset, k) of the metrics in group "a".
+      allow_fewer: whether to use all examples of a class that has fewer than k,
+        as big_vision does without saying so (24 instead of 25 in Cars196).
+      pp_modules: modules with the preprocessing ops.
+
+    Raises:
+      ConfigError: `display_first` has what is not measured, or a data set is
+        not given by three values.
+    """
+    self._shots = tuple(shots)
+    self._l2_reg = l2_reg
+    self._num_seeds = num_seeds
+    self._allow_fewer = allow_fewer
+    measured = [(name, k) for name in datasets for k in self._shots]
+    self._display_first = {tuple(item) for item in display_first}
+    unknown = self._display_first - set(measured)
+    if unknown:
+      raise config_lib.ConfigError(
+          f"display_first has {sorted(unknown)}, which is not measured; "
+          f"measured are {measured}.")
+    self._measure = common.jit(
+        common.make_represent(predict_fn, representation_layer, label_key),
+        batch_sharding)
+    self._datasets = {}
+    for name, entry in datasets.items():
+      if isinstance(entry, str) or len(entry) != 3:
+        raise config_lib.ConfigError(
+            f"datasets.{name} is {entry!r}; it must be "
+            "(source, train split, test split).")
+      source, *splits = entry
+      self._datasets[name] = tuple(
+          common.open_data(
+              _with_split(source, split), pp_fn, batch_size, batch_sharding,
+              pp_modules)
+          for split, pp_fn in zip(splits, (pp_train, pp_eval)))
+
+  def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yields the metrics of `state`.
+
+    Raises:
+      ValueError: a class has too few examples; names data set, class, counts.
+        Or a split has no labels.
+    """
+    # Data sets may share splits; `open_data` gives these one pipeline.
+    cache = {}
+    def represent(pipeline):
+      if pipeline not in cache:
+        cache[pipeline] = common.collect(self._measure, state, pipeline)
+      return cache[pipeline]
+
+    for name, (train_data, test_data) in self._datasets.items():
+      x, y = represent(train_data)
+      x_test, y_test = represent(test_data)
+      common.check_classes(y, f"datasets.{name}, train split")
+      common.check_classes(y_test, f"datasets.{name}, test split")
+      if not self._allow_fewer:
+        _check_counts(name, y, y_test, max(self._shots))
+      accuracies = {k: [] for k in self._shots}
+      for seed in range(self._num_seeds):
+        for k, chosen in choose(y, self._shots, seed).items():
+          scores = fit(x[chosen], y[chosen], self._l2_reg)(x_test)
+          # Of a broken model no prediction is right; argmax would say class 0.
+          is_right = np.isfinite(scores).all(axis=1) & (
+              np.argmax(scores, axis=1) == y_test)
+          accuracies[k].append(np.mean(is_right))
+      for k in self._shots:
+        group = "a" if (name, k) in self._display_first else "z"
+        metric = f"{group}/{name}_{k}shot"
+        for seed, accuracy in enumerate(accuracies[k]):
+          yield f"{metric}-seed-{seed}", accuracy
+        yield metric, np.mean(accuracies[k])
+
+
+def choose(
+    labels: np.ndarray, shots: Sequence[int], seed: int
+) -> dict[int, np.ndarray]:
+  """Indices of k examples of every class, for every k; fewer k are a subset.
+
+  Args:
+    labels: int[n].
+    shots: values of k.
+    seed: of NumPy's default generator, which is asked for one permutation per
+      class, in the order of the classes.
+
+  Returns:
+    {k: int[<= k * classes]}, ordered by class.
+  """
+  rng = np.random.default_rng(seed)
+  by_class = [
+      rng.permutation(np.flatnonzero(labels == c))
+      for c in range(int(labels.max()) + 1)]
+  return {k: np.concatenate([of_c[:k] for of_c in by_class]) for k in shots}
+
+
+def fit(x: np.ndarray, labels: np.ndarray, l2_reg: float) -> Callable:
+  """Ridge regression from whitened features to +1 (the class) and -1.
+
+  w = (X'X + l2_reg I)^-1 X'Y = X' (XX' + l2_reg I)^-1 Y, whichever is smaller,
+  where the last column of X is the constant 100.
+
+  Args:
+    x: float[n, d].
+    labels: int[n].
+    l2_reg: positive.
+
+  Returns:
+    The function float[m, d] -> float64[m, k] scores, highest for the predicted
+    class; k is the largest label plus one.
+  """
+  x = x.astype(np.float64)
+  mean = x.mean(axis=0)
+  std = x.std(axis=0) + 1e-5
+
+  def whiten(x):
+    x = (x.astype(np.float64) - mean) / std
+    return np.pad(x, ((0, 0), (0, 1)), constant_values=_BIAS)
+
+  x = whiten(x)
+  y = 2. * np.eye(int(labels.max()) + 1)[labels] - 1.
+  n, d = x.shape
+  if n >= d:
+    w = np.linalg.solve(x.T @ x + l2_reg * np.eye(d), x.T @ y)
+  else:
+    w = x.T @ np.linalg.solve(x @ x.T + l2_reg * np.eye(n), y)
+  return lambda x_test: whiten(x_test) @ w
+
+
+def _check_counts(name: str, y: np.ndarray, y_test: np.ndarray, shots: int):
+  """Raises ValueError if a class that occurs has fewer examples than needed."""
+  classes = np.union1d(y, y_test)
+  counts = {int(c): int(np.sum(y == c)) for c in classes}
+  short = {c: count for c, count in counts.items() if count < shots}
+  if short:
+    listing = ", ".join(
+        f"class {c} has {count}" for c, count in list(short.items())[:10])
+    raise ValueError(
+        f"datasets.{name}: {shots} shots need {shots} training examples of "
+        f"every class, but {listing}{', ...' if len(short) > 10 else ''} "
+        f"({len(short)} of {len(classes)} classes). Use at most "
+        f"{min(short.values())} shots, another split, or allow_fewer=True.")
+
+
+def _with_split(source: str | Mapping[str, Any], split) -> dict[str, Any]:
+  """Options of a source for one of its splits."""
+  options = {"name": source} if isinstance(source, str) else dict(source)
+  if isinstance(split, Mapping):
+    return {**options, **split}
+  return options if split is None else {**options, "split": split}

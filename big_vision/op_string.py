@@ -1,0 +1,79 @@
+"""The little language of configs: "op|op(arg, name=arg)".
+
+Preprocessing and sharding strategies are both written in it. Arguments are
+Python literals; a `|` inside quotes or brackets belongs to the argument.
+"""
+
+import ast
+from typing import Any, NamedTuple
+
+from big_vision import config as config_lib
+
+
+class Op(NamedTuple):
+  """One op of a string: `name(*args, **kwargs)`, written as `text`."""
+  name: str
+  args: tuple
+  kwargs: dict[str, Any]
+  text: str
+
+
+def parse(string: str) -> list[Op]:
+  """The ops of `string`, in order; empty pieces are skipped.
+
+  >>> parse("decode|resize((2, 3), method='area')")[1][:3]
+  ('resize', ((2, 3),), {'method': 'area'})
+
+  Raises:
+    ConfigError: a piece that is not `name` or `name(literals)`; it shows the
+      string and the piece.
+  """
+  return [_parse_op(piece.strip(), string)
+          for piece in _split(string) if piece.strip()]
+
+
+def _split(string: str) -> list[str]:
+  """Pieces between the `|` that stand outside of quotes and brackets."""
+  pieces, start, depth, quote, escaped = [], 0, 0, None, False
+  for position, character in enumerate(string):
+    if quote:
+      if escaped:
+        escaped = False
+      elif character == "\\":
+        escaped = True
+      elif character == quote:
+        quote = None
+    elif character in "'\"":
+      quote = character
+    elif character in "([{":
+      depth += 1
+    elif character in ")]}":
+      depth -= 1
+    elif character == "|" and depth == 0:
+      pieces.append(string[start:position])
+      start = position + 1
+  return pieces + [string[start:]]
+
+
+def _parse_op(piece: str, string: str) -> Op:
+  """The op that `piece` writes down."""
+  def fail(reason):
+    return config_lib.ConfigError(
+        f"Cannot read {piece!r} in {string!r}: {reason}. Write ops as "
+        "`name` or `name(1, 'text', key=(2, 3))`, joined by `|`.")
+  try:
+    node = ast.parse(piece, mode="eval").body
+  except SyntaxError as error:
+    raise fail(error.msg) from error
+  if isinstance(node, ast.Name):
+    return Op(node.id, (), {}, piece)
+  if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+    raise fail("it is not an op")
+  try:
+    args = tuple(ast.literal_eval(arg) for arg in node.args)
+    kwargs = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
+  except ValueError as error:
+    raise fail("its arguments are not Python literals") from error
+  if None in kwargs:
+    raise fail("`**` cannot be used")
+  return Op(node.func.id, args, kwargs, piece)

@@ -1,0 +1,1 @@
+"""Preprocessing: ops on examples, and the strings that name them."""

@@ -1,0 +1,81 @@
+"""Evaluates a checkpoint of any run, of any config.
+
+  python -m big_vision.tools.eval_only --workdir WORKDIR
+
+reads the config stored in the workdir and its newest checkpoint; `--step` takes
+another, `--best` the best. With `--config` the evaluators (only they) are those
+of that config, so that a finished run can be measured in new ways.
+"""
+
+import os
+
+from absl import app
+from absl import flags
+import jax
+from ml_collections import config_flags
+
+from big_vision import build as build_lib
+from big_vision import checkpoint
+from big_vision import config as config_lib
+from big_vision import input_pipeline
+from big_vision import launch
+from big_vision import metrics
+from big_vision import sharding
+from big_vision import state as state_lib
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Whose evaluators to run; by default the run's own.",
+    lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run.")
+_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: newest.")
+_BEST = flags.DEFINE_bool("best", False, "Take the best checkpoint instead.")
+
+
+def evaluate(config: config_lib.Config, workdir: str, *,
+             step: int | None = None, best: bool = False) -> dict[str, float]:
+  """Metrics of all evaluators of `config` on a checkpoint of `workdir`.
+
+  Raises:
+    ConfigError: there is no such checkpoint.
+  """
+  built = build_lib.build(config)
+  evals = build_lib.make_evaluators(config, built)
+  directory = os.path.join(
+      workdir, "checkpoints_best" if best else "checkpoints")
+  restored = checkpoint.Checkpoints(directory).restore(built.shapes, step)
+  if restored is None:
+    raise config_lib.ConfigError(
+        f"{directory} has no checkpoint to evaluate.")
+  step, state, _ = restored
+  launch.say(f"Evaluating {directory} after step {step}.")
+  frozen = state_lib.put_frozen(built.task, built.strategy, built.mesh)
+  values = {}
+  with sharding.use(built.mesh, built.rules):
+    for evaluator in evals:
+      values.update(evaluator.run({**state, "frozen": frozen}))
+  launch.say(metrics.format_evals(step, values))
+  return values
+
+
+def main(argv):
+  del argv
+  with launch.exit_codes({
+      config_lib.ConfigError: launch.EXIT_CONFIG,
+      input_pipeline.DataError: launch.EXIT_DATA,
+      checkpoint.CheckpointDamaged: launch.EXIT_STORAGE,
+      checkpoint.StorageError: launch.EXIT_STORAGE}):
+    launch.start_processes()
+    stored = config_lib.load_workdir(_WORKDIR.value)
+    if stored is None:
+      raise config_lib.ConfigError(
+          f"{_WORKDIR.value} has no config.json: it is not a run's workdir.")
+    if _CONFIG.value is not None:
+      given = config_lib.resolve(_CONFIG.value)
+      stored = config_lib.Config(
+          {**stored.to_dict(), "evals": given.to_dict().get("evals", {})})
+    evaluate(stored, _WORKDIR.value, step=_STEP.value, best=_BEST.value)
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("workdir")
+  app.run(main)

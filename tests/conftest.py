@@ -1,0 +1,85 @@
+"""Tests run on 8 simulated CPU devices; set before jax is imported."""
+
+import fcntl
+import io
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") +
+    " --xla_force_host_platform_device_count=8")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+from PIL import Image
+import pytest
+
+
+def _make_imagenet_like(directory):
+  """Tiny datasets in the format, and under the names, of those users bring."""
+  import tensorflow_datasets as tfds
+
+  generator = np.random.default_rng(0)
+
+  def jpeg(size):
+    image = generator.integers(0, 256, (*size, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG")
+    return stream.getvalue()
+
+  def build(dataset, splits, image_feature, **labels):
+    features = {key: feature for key, (feature, _) in labels.items()}
+
+    class ImagenetLike(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+      VERSION = tfds.core.Version("1.0.0")
+
+      def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(
+                {"image": image_feature, **features}))
+
+      def _split_generators(self, unused_dl_manager):
+        return {split: self._generate_examples(count)
+                for split, count in splits.items()}
+
+      def _generate_examples(self, count):
+        small = dataset.startswith("cifar")
+        for i in range(count):
+          size = (32, 32) if small else (40 + i % 3, 60 - i % 5)
+          image = (generator.integers(0, 256, (*size, 3), np.uint8) if small
+                   else io.BytesIO(jpeg(size)))
+          yield i, {"image": image, **{
+              key: make(i) for key, (_, make) in labels.items()}}
+
+    ImagenetLike.name = dataset
+    ImagenetLike(
+        data_dir=directory, file_format="array_record").download_and_prepare()
+
+  encoded = tfds.features.Image(encoding_format="jpeg")
+  one = lambda k: (tfds.features.ClassLabel(num_classes=k), lambda i: i % k)
+  several = lambda k: (tfds.features.Sequence(
+      tfds.features.ClassLabel(num_classes=k)), lambda i: [i % k, 7 * i % k])
+  build("imagenet2012", {"train": 100, "validation": 10}, encoded,
+        label=one(1000))
+  build("imagenet_v2", {"test": 10}, encoded, label=one(1000))
+  build("imagenet2012_real", {"validation": 10}, encoded,
+        original_label=one(1000), real_label=several(1000))
+  build("imagenet21k", {"full": 20}, encoded, labels=several(21843))
+  build("cifar10", {"train": 100, "test": 10}, tfds.features.Image(
+      shape=(32, 32, 3), encoding_format="png"), label=one(10))
+
+
+@pytest.fixture(scope="session")
+def imagenet_like(tmp_path_factory):
+  """A TFDS directory with generated ImageNet-shaped records.
+
+  Made once for all of pytest's workers.
+  """
+  root = tmp_path_factory.getbasetemp().parent / "imagenet_like"
+  root.mkdir(exist_ok=True)
+  with open(root / "lock", "w", encoding="utf-8") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not (root / "done").exists():
+      _make_imagenet_like(str(root / "data"))
+      (root / "done").touch()
+  return str(root / "data")

@@ -1,0 +1,226 @@
+import gc
+import subprocess
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import big_vision
+from big_vision import config as config_lib
+from big_vision import sharding
+from big_vision import task as task_lib
+from big_vision.evaluators import common
+
+ARRAYS = {
+    "image": np.arange(1, 21, dtype=np.float32)[:, None],
+    "labels": np.eye(3, dtype=np.float32)[np.arange(20) % 3],
+    "label": np.arange(20, dtype=np.int32) % 3}
+PP = dict(pp_fn="", data={"name": "x"})
+
+
+def predict(state, batch, scale=1.):
+  return scale * batch["image"] * state["params"]["w"], {}
+
+
+def loss(state, batch):
+  return {"loss": batch["image"][:, 0] * jnp.sum(state["params"]["w"])}
+
+
+PREDICT_FNS = {"predict": predict, "loss": loss}
+W = np.array([1., 2., 3.], np.float32)
+
+
+def make(serve, batch_sharding, evals, predict_fns=None, **kw):
+  serve({"x": ARRAYS})
+  kw = dict(batch_size=8, total_steps=100, data_size=64, train_batch_size=16
+            ) | kw
+  return common.make_evaluators(
+      config_lib.Config(evals, "config.evals"), predict_fns or PREDICT_FNS,
+      batch_sharding=batch_sharding, **kw)
+
+
+def test_entry_of_a_type_with_defaults(serve, batch_sharding):
+  evaluator, = make(serve, batch_sharding, {"classification": PP})
+  assert evaluator.name == "classification"
+  metrics = dict(evaluator.run({"params": {"w": W}}))
+  assert set(metrics) == {"classification/prec@1", "classification/loss"}
+  assert metrics["classification/prec@1"] == 6 / 20  # Always the last class.
+  assert all(type(value) is float for value in metrics.values())
+
+
+def test_type_pred_prefix_and_batch_size(serve, batch_sharding):
+  evaluator, other = make(serve, batch_sharding, {
+      "val": dict(PP, type="mean", pred="loss", prefix="zz_", batch_size=16),
+      "bare": dict(PP, type="mean", pred="loss", prefix="")})
+  assert dict(evaluator.run({"params": {"w": W}})) == {"zz_loss": 10.5 * 6}
+  assert dict(other.run({"params": {"w": W}})) == {"loss": 10.5 * 6}
+  shapes = [e.evaluator._batches.batches[0]["image"].shape
+            for e in (evaluator, other)]
+  assert shapes == [(16, 1), (16, 1)]  # The data of the test is shared.
+
+
+def test_pred_kw_reaches_the_predict_function(serve, batch_sharding):
+  evaluators = make(serve, batch_sharding, {
+      "up": dict(PP, type="classification"),
+      "down": dict(PP, type="classification", pred_kw={"scale": -1.})})
+  values = [dict(e.run({"params": {"w": W}})) for e in evaluators]
+  assert values[0]["up/prec@1"] == 6 / 20  # Always the last class.
+  assert values[1]["down/prec@1"] == 7 / 20  # Always the first one.
+
+
+def test_ema_twin(serve, batch_sharding):
+  task = task_lib.with_ema(
+      task_lib.Task(init=None, update=None, predict_fns=PREDICT_FNS), 0.9)
+  evaluators = make(serve, batch_sharding, {
+      "val": dict(PP, type="mean", pred="loss", log_steps=10),
+      "classification": dict(PP, pred="predict_ema", skip_first=True),
+  }, task.predict_fns)
+  assert [e.name for e in evaluators] == ["val", "val_ema", "classification"]
+  state = {"params": {"w": W}, "ema": {"w": 2 * W}}
+  assert dict(evaluators[0].run(state)) == {"val/loss": 10.5 * 6}
+  assert dict(evaluators[1].run(state)) == {"val/ema/loss": 10.5 * 12}
+  assert [e.log_steps for e in evaluators] == [10, 10, None]
+  assert [e.skip_first for e in evaluators] == [False, False, True]
+
+
+@pytest.mark.parametrize("options, expected", [
+    ({}, [0, 100]),
+    ({"skip_first": True}, [100]),
+    ({"log_steps": 30}, [0, 30, 60, 90, 100]),
+    ({"log_steps": -1}, [0, 100]),
+    ({"log_steps": 0}, [0, 100]),
+    ({"log_examples": 640, "skip_first": True}, [40, 80, 100]),
+    ({"log_epochs": 10}, [0, 40, 80, 100]),
+    ({"log_percent": 0.5}, [0, 50, 100]),
+])
+def test_schedule(serve, batch_sharding, options, expected):
+  evaluator, = make(
+      serve, batch_sharding, {"classification": dict(PP, **options)})
+  assert [step for step in range(101) if evaluator.due(step)] == expected
+
+
+def test_a_run_of_no_steps_is_evaluated(serve, batch_sharding):
+  evaluator, = make(
+      serve, batch_sharding, {"classification": dict(PP, skip_first=True)},
+      total_steps=0)
+  assert evaluator.due(0)
+
+
+def test_outside_of_training_schedules_mean_nothing(serve, batch_sharding):
+  options = dict(PP, log_epochs=1, skip_first=True)
+  evaluator, = make(
+      serve, batch_sharding, {"classification": options}, total_steps=None,
+      data_size=None, train_batch_size=None)
+  assert evaluator.due(0) and evaluator.due(7)
+
+
+def test_no_evaluators(batch_sharding):
+  assert common.make_evaluators(
+      None, PREDICT_FNS, batch_sharding=batch_sharding, batch_size=8) == []
+
+
+@pytest.mark.parametrize("evals, message", [
+    ({"val": PP}, "config.evals.val.type.*'val'.*'classification'"),
+    ({"val": dict(PP, type="fewshot_lrs")}, "mean 'fewshot_lsr'"),
+    ({"common": PP}, "'common'.*no class Evaluator"),
+    ({"mean": dict(PP, pred="los")}, "config.evals.mean.pred.*mean 'loss'"),
+    ({"mean": dict(PP, log_step=1)}, "config.evals.mean.log_step "),
+    ({"classification": dict(PP, loss="softmax_xent")},
+     "config.evals.classification.loss .*mean 'loss_name'"),
+    ({"mean": {"data": {}}}, "config.evals.mean lacks .'pp_fn'."),
+    ({"mean": dict(PP, predict_fn=1)}, "predict_fn is set by the program"),
+    ({"mean": dict(PP, log_steps=1, log_epochs=1)}, "keep one"),
+    ({"mean": dict(PP, batch_size=9)},
+     "config.evals.mean.batch_size is 9.*8 shards"),
+    ({"mean": "classification"}, "config.evals.mean.*must be a dict"),
+])
+def test_mistakes_in_the_config(serve, batch_sharding, evals, message):
+  with pytest.raises(config_lib.ConfigError, match=message):
+    make(serve, batch_sharding, evals)
+
+
+def test_all_keys_count_as_read(serve, batch_sharding):
+  serve({"x": ARRAYS})
+  evals = config_lib.Config({"val": dict(
+      PP, type="classification", pred_kw={"scale": 2.}, log_steps=3)})
+  common.make_evaluators(
+      evals, PREDICT_FNS, batch_sharding=batch_sharding, batch_size=8)
+  evals.check_all_read()
+
+
+def test_errors_of_a_run_name_the_evaluator(serve, batch_sharding):
+  evaluator, = make(
+      serve, batch_sharding, {"val": dict(PP, type="mean")})  # Not a dict.
+  with pytest.raises(config_lib.ConfigError) as caught:
+    dict(evaluator.run({"params": {"w": W}}))
+  assert "config.evals.val" in "".join(caught.value.__notes__)
+
+
+def test_open_data_shares_equal_pipelines_while_in_use(
+    monkeypatch, batch_sharding):
+  made = []
+  class Pipeline:
+    pass
+  def make_evaluation(data, pp, batch_size, *, sharding, **kw):
+    made.append((data, pp, batch_size, sharding, kw))
+    return Pipeline()
+  # In its place, as it imports TensorFlow.
+  monkeypatch.setattr(
+      big_vision, "input_pipeline",
+      types.SimpleNamespace(make_evaluation=make_evaluation), raising=False)
+  data = config_lib.Config({"name": "x", "split": "test"})
+  first = common.open_data(data, "pp", 8, batch_sharding)
+  assert made == [
+      ({"name": "x", "split": "test"}, "pp", 8, batch_sharding, {})]
+  assert type(made[0][0]) is dict and not data.unread()
+  again = common.open_data(
+      {"split": "test", "name": "x"}, "pp", 8, batch_sharding)
+  assert again is first and len(made) == 1
+  others = [
+      common.open_data(dict(data, split="train"), "pp", 8, batch_sharding),
+      common.open_data(data, "other", 8, batch_sharding),
+      common.open_data(data, "pp", 16, batch_sharding),
+      common.open_data(data, "pp", 8, sharding.replicated(batch_sharding.mesh)),
+      common.open_data(data, "pp", 8, batch_sharding, ["ops_mine"])]
+  assert len({id(pipeline) for pipeline in [first, *others]}) == 6
+  assert made[-1][-1] == {"pp_modules": ("ops_mine",)}
+  del first, again
+  gc.collect()
+  common.open_data(data, "pp", 8, batch_sharding)
+  assert len(made) == 7
+
+
+def test_collect_bounds_the_batches_in_flight():
+  """Batches are asked for only as results come in."""
+  live = []
+  class Result:
+    """Counts as fetched once the host has looked at it."""
+    def __init__(self, i):
+      self.i = i
+      live.append(i)
+    def __array__(self, dtype=None, copy=None):
+      live.remove(self.i)
+      return np.full(2, self.i)
+  most = 0
+  def batches():
+    nonlocal most
+    for i in range(20):
+      most = max(most, len(live))
+      yield i
+  def measure(state, i):
+    del state
+    return {"x": Result(i)}, np.ones(2)
+  values = common.collect(measure, {}, batches(), num_in_flight=3)
+  np.testing.assert_array_equal(values["x"], np.repeat(np.arange(20), 2))
+  assert most == 3 and not live
+
+
+def test_modules_import_no_tensorflow():
+  code = (
+      "import sys\n"
+      "from big_vision.evaluators import classification, common, fewshot_lsr\n"
+      "from big_vision.evaluators import knn, mean\n"
+      "assert not {'tensorflow', 'sklearn'} & set(sys.modules)\n")
+  subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,85 @@
+"""Mixup and CutMix: pixels and labels mixed alike, on any number of devices."""
+
+from big_vision import config as config_lib
+from big_vision import mixing
+from big_vision import sharding
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+PARTNER = [1, 0, 3, 2]
+
+
+def _batch(b=4, size=6):
+  # Pixels hold their image's number, so that a mix can be read off.
+  image = jnp.broadcast_to(jnp.arange(b)[:, None, None, None] * 1.,
+                           (b, size, size, 3))
+  return {"image": image, "labels": jnp.eye(b), "other": jnp.arange(b)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mixup_mixes_pixels_and_labels_by_the_same_weight(seed):
+  batch = _batch()
+  mixed = mixing.make({"p": 0.3})(batch, jax.random.key(seed))
+  weight = float(mixed["labels"][0, 0])
+  assert 0.5 <= weight <= 1
+  eye = np.eye(4)
+  np.testing.assert_allclose(
+      mixed["labels"], weight * eye + (1 - weight) * eye[PARTNER], rtol=1e-6)
+  expected = [weight * i + (1 - weight) * PARTNER[i] for i in range(4)]
+  np.testing.assert_allclose(mixed["image"][:, 2, 3, 1], expected, rtol=1e-6)
+  np.testing.assert_array_equal(mixed["other"], batch["other"])
+
+
+def test_cutmix_labels_are_the_area_of_the_box():
+  weights = []
+  for seed in range(20):
+    mixed = mixing.make(cutmix={"p": 1.})(_batch(), jax.random.key(seed))
+    image = np.asarray(mixed["image"])
+    for i in range(4):
+      assert set(np.unique(image[i])) <= {float(i), float(PARTNER[i])}
+      kept = (image[i, :, :, 0] == i).mean()
+      np.testing.assert_allclose(mixed["labels"][i, i], kept, atol=1e-6)
+      np.testing.assert_allclose(
+          mixed["labels"][i, PARTNER[i]], 1 - kept, atol=1e-6)
+    rows = np.unique(np.where(image[0, :, :, 0] == 1)[0])
+    assert len(rows) == 0 or (np.diff(rows) == 1).all()
+    weights.append(float(mixed["labels"][0, 0]))
+  assert min(weights) < 0.5 < max(weights)
+
+
+def test_both_toss_a_coin():
+  mix = mixing.make({"p": 1.}, {"p": 1.})
+  is_mixup = []
+  for seed in range(12):
+    image = np.asarray(mix(_batch(), jax.random.key(seed))["image"])
+    is_mixup.append(len(np.unique(image[0])) == 1 and image[0, 0, 0, 0] % 1 > 0)
+  assert any(is_mixup) and not all(is_mixup)
+
+
+def test_no_communication_and_same_result_on_8_devices():
+  """T4: mixing a sharded batch stays within the devices."""
+  mesh = sharding.make_mesh()
+  where = sharding.batch_sharding(mesh, sharding.default_rules(mesh))
+  batch = _batch(b=16)
+  mix = jax.jit(mixing.make({"p": 0.3}, {"p": 1.}),
+                out_shardings={key: where for key in batch})
+  spread = jax.device_put(batch, where)
+  text = mix.lower(spread, jax.random.key(3)).compile().as_text()
+  for collective in ("all-gather", "collective-permute", "all-to-all"):
+    assert collective not in text
+  alone = jax.jit(mixing.make({"p": 0.3}, {"p": 1.}))(batch, jax.random.key(3))
+  # Not to the bit: the two programs may fuse multiplication and addition.
+  np.testing.assert_allclose(
+      mix(spread, jax.random.key(3))["image"], alone["image"], rtol=1e-6)
+
+
+def test_errors():
+  assert mixing.make() is None
+  with pytest.raises(config_lib.ConfigError, match="even batch; it is 3"):
+    mixing.make({"p": 1.})(_batch(b=3), jax.random.key(0))
+  with pytest.raises(config_lib.ConfigError, match="p > 0"):
+    mixing.make({"p": 0.})
+  with pytest.raises(config_lib.ConfigError, match="fold_in does not exist"):
+    mixing.make({"p": 1., "fold_in": None})

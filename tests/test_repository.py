@@ -1,0 +1,135 @@
+"""Tests over the whole repository: what a fork breaks first."""
+
+import ast
+import importlib
+import json
+import pathlib
+import pkgutil
+import subprocess
+import sys
+
+import big_vision
+from big_vision import config as config_lib
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "big_vision"
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
+
+
+def _modules():
+  return [module.name for module in pkgutil.walk_packages(
+      big_vision.__path__, "big_vision.")]
+
+
+def _files():
+  return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", _modules())
+def test_every_module_imports_and_says_what_it_is(name):
+  # In a process of its own for commands: two modules that define a flag of the
+  # same name never meet in practice.
+  if name.startswith("big_vision.tools.") or name == "big_vision.train":
+    output = subprocess.run(
+        [sys.executable, "-m", name, "--help"], cwd=ROOT, text=True,
+        capture_output=True, check=False)
+    assert name.rsplit(".", 1)[-1] in output.stdout + output.stderr
+    assert "Traceback" not in output.stderr, output.stderr
+  else:
+    module = importlib.import_module(name)
+    is_empty = not pathlib.Path(module.__file__).read_text().strip()
+    assert is_empty or module.__doc__, f"{name} has no docstring."
+
+
+def test_training_without_an_input_pipeline_needs_no_tensorflow():
+  code = (
+      "import sys; import big_vision.build, big_vision.state, "
+      "big_vision.trainers.classification, big_vision.models.vit, "
+      "big_vision.evaluators.common, big_vision.evaluators.fewshot_lsr, "
+      "big_vision.checkpoint, big_vision.metrics, big_vision.configs.quickstart;"
+      "assert 'tensorflow' not in sys.modules, 'TensorFlow was imported'")
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def _imports(path):
+  """Full names of the modules of this package that a file imports."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      if node.module.split(".")[0] == "big_vision":
+        yield node.module
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names
+                  if alias.name.split(".")[0] == "big_vision")
+
+
+def _project(dotted_or_parts):
+  parts = (dotted_or_parts.split(".") if isinstance(dotted_or_parts, str)
+           else list(dotted_or_parts))
+  if "proj" not in parts:
+    return None
+  place = parts.index("proj") + 1
+  return parts[place] if place < len(parts) else "?"
+
+
+def test_core_knows_no_project_and_projects_not_each_other():
+  for path in _files():
+    own = _project(path.relative_to(ROOT).with_suffix("").parts)
+    for name in _imports(path):
+      theirs = _project(name)
+      assert theirs in (None, own), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_lower_floors_do_not_know_upper_ones():
+  """models, losses, pp and datasets know nothing of training."""
+  upper = ("train", "build", "state", "task", "trainers", "evaluators", "tools",
+           "checkpoint", "metrics", "optim", "input_pipeline", "configs")
+  for folder in ("models", "pp", "datasets"):
+    for path in sorted((PACKAGE / folder).rglob("*.py")):
+      for name in _imports(path):
+        parts = name.split(".")
+        assert len(parts) < 2 or parts[1] not in upper, (
+            f"{path.relative_to(ROOT)} imports {name}")
+
+
+def test_no_file_is_called_utils():
+  assert not [path for path in _files() if path.stem in ("utils", "util")]
+
+
+def _configs():
+  return [path for path in sorted((PACKAGE / "configs").rglob("*.py"))
+          if path.name != "__init__.py"]
+
+
+def _values(path):
+  name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+  return config_lib.resolve(importlib.import_module(name).get_config())
+
+
+@pytest.mark.parametrize("path", _configs(), ids=lambda path: path.stem)
+def test_every_config_is_what_it_was(path):
+  """A change of a config is a difference that somebody reads.
+
+  After a change that is meant: `python tests/test_repository.py` rewrites.
+  """
+  golden = GOLDEN / path.relative_to(PACKAGE / "configs").with_suffix(".json")
+  stored = json.loads(golden.read_text())
+  assert not config_lib.difference(
+      stored, json.loads(config_lib.to_json(_values(path))))
+
+
+@pytest.mark.parametrize("path", _configs(), ids=lambda path: path.stem)
+def test_every_config_says_how_to_run_it(path):
+  head = ast.get_docstring(ast.parse(path.read_text()))
+  assert "COMMAND" in head and "EXPECTED" in head
+  assert f"--config {path.relative_to(ROOT)}" in head
+  assert "PLACEHOLDER" not in head
+
+
+if __name__ == "__main__":
+  for config_path in _configs():
+    golden_path = GOLDEN / config_path.relative_to(
+        PACKAGE / "configs").with_suffix(".json")
+    golden_path.parent.mkdir(parents=True, exist_ok=True)
+    golden_path.write_text(config_lib.to_json(_values(config_path)) + "\n")

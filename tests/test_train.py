@@ -1,0 +1,157 @@
+"""The loop in this process: what a run leaves, resuming, refusing."""
+
+import importlib.util
+import json
+import os
+import pathlib
+
+from big_vision import checkpoint
+from big_vision import config as config_lib
+from big_vision import launch
+from big_vision import state as state_lib
+from big_vision import train as train_lib
+import jax
+import numpy as np
+import pytest
+
+
+def _config(arg=None, **changes):
+  path = pathlib.Path(__file__).parent / "tiny_config.py"
+  spec = importlib.util.spec_from_file_location("tiny_config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config(arg)
+  with config.unlocked():
+    config.update_from_flattened_dict(changes)
+  return config_lib.resolve(config)
+
+
+def _rows(workdir):
+  with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
+    return [json.loads(line) for line in file]
+
+
+def _arrays(workdir, step=None):
+  """Every array of a checkpoint, by name, read through tensorstore alone."""
+  return checkpoint.read_arrays(os.path.join(workdir, "checkpoints"), step)
+
+
+# What depends on the clock is not compared.
+_TIMES = ("img/sec", "uptime", "core_hours", "eta", "data_", "z/", "y/")
+
+
+def _without_times(rows):
+  return [{key: value for key, value in row.items()
+           if not key.startswith(_TIMES)} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The workdir of an uninterrupted run."""
+  workdir = str(tmp_path_factory.mktemp("finished"))
+  train_lib.train(_config(), workdir)
+  return workdir
+
+
+def test_a_run_learns_and_leaves_every_step_once(finished):
+  rows = _rows(finished)
+  assert [row["step"] for row in rows] == list(range(13))
+  assert rows[0]["num_params"] > 1000
+  for step in (0, 6, 12):
+    assert 0 <= rows[step]["test/prec@1"] <= 1
+    assert "test/ema/prec@1" in rows[step]
+  assert "test/prec@1" not in rows[5]
+  assert rows[12]["test/loss"] < rows[0]["test/loss"]
+  np.testing.assert_allclose(rows[1]["global_schedule"], 0)  # Warm-up from 0.
+  np.testing.assert_allclose(rows[4]["global_schedule"], 1)
+  stored = config_lib.load_workdir(finished)
+  assert stored.to_dict() == _config().to_dict()
+
+
+def test_same_seed_same_run(finished, tmp_path):
+  train_lib.train(_config(), str(tmp_path))
+  assert _without_times(_rows(tmp_path)) == _without_times(_rows(finished))
+  other = tmp_path / "other"
+  other.mkdir()
+  train_lib.train(_config(seed=4), str(other))
+  assert _rows(other)[5]["training_loss"] != _rows(finished)[5]["training_loss"]
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 7, 11])
+def test_stopped_and_continued_is_bit_identical(
+    finished, tmp_path, monkeypatch, stop_after):
+  with monkeypatch.context() as patch:
+    patch.setattr(
+        launch.Interrupts, "exit_code",
+        lambda self, step: 143 if step == stop_after else None)
+    with pytest.raises(launch.Interrupted) as interrupted:
+      train_lib.train(_config(), str(tmp_path))
+  assert interrupted.value.exit_code == 143
+  assert _rows(tmp_path)[-1]["step"] == stop_after
+  train_lib.train(_config(), str(tmp_path))
+  expected, got = _arrays(finished, 12), _arrays(tmp_path, 12)
+  assert set(expected) == set(got)
+  assert {name.split("/")[0] for name in got} == {"params", "opt", "ema", "step"}
+  for name, value in expected.items():
+    np.testing.assert_array_equal(value, got[name], err_msg=name)
+  assert _without_times(_rows(tmp_path)) == _without_times(_rows(finished))
+
+
+def test_running_a_finished_run_again_changes_nothing(finished, capsys):
+  rows = _rows(finished)
+  train_lib.train(_config(), finished)
+  assert _rows(finished) == rows
+  assert "Done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("devices, arg", [(1, None), (2, None), (8, "fsdp")])
+def test_losses_do_not_depend_on_devices_or_sharding(
+    finished, tmp_path, monkeypatch, devices, arg):
+  some = jax.devices()[:devices]
+  monkeypatch.setattr(jax, "devices", lambda *args: some)
+  train_lib.train(_config(arg), str(tmp_path))
+  for ours, theirs in zip(_rows(tmp_path), _rows(finished), strict=True):
+    for key in ("training_loss", "test/loss", "test/ema/loss", "test/prec@1"):
+      assert (key in ours) == (key in theirs)
+      if key in ours:
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_accumulation_gives_the_same_losses(finished, tmp_path):
+  # Dropout draws per part, so it is off in both.
+  off = {"model.dropout": 0.0, "total_steps": 4}
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  train_lib.train(_config(**off), str(whole))
+  train_lib.train(_config(**off, grad_accum_steps=2), str(parts))
+  for a, b in zip(_rows(whole), _rows(parts), strict=True):
+    if a["step"]:
+      np.testing.assert_allclose(
+          a["training_loss"], b["training_loss"], rtol=1e-5)
+
+
+def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+  config = _config(lr=1e20, grad_clip_norm=None, loss="sigmoid_xent")
+  with pytest.raises(state_lib.NonFiniteError, match=r"Step \d+: .* (nan|inf)"):
+    train_lib.train(config, str(tmp_path))
+  bad_step = len(_rows(tmp_path))
+  for step in range(bad_step, 13):
+    assert not (tmp_path / "checkpoints" / str(step)).exists()
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"lr_mutls": 1}, "config.lr_mutls.*'lr_mults'"),
+    ({"input.cache_rwa": True}, "config.input.cache_rwa.*'cache_raw'"),
+    ({"model.dept": 1}, "config.model.dept does not exist.*'depth'"),
+    ({"model_name": "vti"}, "Unknown model 'vti'.*'vit'"),
+    ({"loss": "softmax_exnt"}, "'softmax_exnt'.*'softmax_xent'"),
+    ({"optax_name": "adamw"}, "adamw"),
+    ({"input.pp": "decoed"}, "'decoed'.*'decode'"),
+    ({"evals.test.type": "clasification"}, "'classification'"),
+    ({"input.batch_size": 12}, r"12.*8 shards.*\[8, 16\]"),
+    ({"total_epochs": 3}, "keep one of"),
+    ({"input.data.name": "bv:digit"}, "'bv:digits'")])
+def test_mistakes_in_the_config_stop_before_training(
+    tmp_path, changes, message):
+  with pytest.raises(config_lib.ConfigError, match=message):
+    train_lib.train(_config(**changes), str(tmp_path))
+  assert not (tmp_path / "config.json").exists(), "It would block the mended."
