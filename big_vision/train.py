@@ -134,7 +134,7 @@ def train(config: config_lib.Config, workdir: str):
       last = step == info.total_steps
 
       row = {}
-      if step % log_every == 0 or last or step == first_step + 1:
+      if step % log_every == 0 or last or step == 1:
         state_lib.check_finite(*unchecked)
         row = {name: float(value) for name, value in measurements.items()}
         row |= {name: float(fn(step - 1)) for name, fn in task.sched_fns.items()}

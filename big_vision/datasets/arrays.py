@@ -1,6 +1,6 @@
 """Sources whose examples are arrays in memory: scikit-learn's digits, .npz."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import zipfile
 
 import numpy as np
@@ -9,40 +9,7 @@ from big_vision import config as config_lib
 from big_vision.datasets import core
 
 
-class ArraySource(core.Source):
-  """Rows of arrays.
-
-  Args:
-    arrays: {feature: array[n, ...]}, all of the same n.
-    describe: where row i comes from, for messages.
-    num_classes: how many values "label" takes, if there are labels.
-    class_names: their names, if known.
-  """
-
-  def __init__(
-      self, arrays: Mapping[str, np.ndarray], describe: Callable[[int], str],
-      num_classes: int | None = None, class_names: list[str] | None = None):
-    import tensorflow as tf
-    self._len = len(next(iter(arrays.values())))
-    self._describe = describe
-    self.num_classes = num_classes
-    self.class_names = class_names
-    # On the CPU also where TensorFlow sees an accelerator: this can be big.
-    with tf.device("CPU"):
-      self._tensors = {key: tf.constant(a) for key, a in arrays.items()}
-
-  def __len__(self):
-    return self._len
-
-  def read(self, index):
-    import tensorflow as tf
-    return {key: tf.gather(t, index) for key, t in self._tensors.items()}
-
-  def describe(self, index):
-    return self._describe(index)
-
-
-def digits(split: str) -> ArraySource:
+def digits(split: str) -> core.Source:
   """The 1,797 handwritten digits that scikit-learn ships; needs no download.
 
   Examples have "image", uint8[8, 8, 1] in 0..16 (16 is white), and "label",
@@ -69,7 +36,7 @@ def digits(split: str) -> ArraySource:
   rows = np.sort(rows[split])
   arrays = {"image": data.images[rows].astype(np.uint8)[..., None],
             "label": data.target[rows].astype(np.int64)}
-  return ArraySource(
+  return core.ArraySource(
       arrays, lambda index: f"scikit-learn's digits record {rows[index]}",
       num_classes=10, class_names=[str(name) for name in data.target_names])
 
@@ -77,7 +44,7 @@ def digits(split: str) -> ArraySource:
 def npz(
     fname: str, keys: Sequence[str] | Mapping[str, str] | None = None,
     start: int | float | None = None, stop: int | float | None = None,
-    num_classes: int | None = None) -> ArraySource:
+    num_classes: int | None = None) -> core.Source:
   """Arrays of equal length in an .npz file; row i of each makes example i.
 
   Args:
@@ -106,6 +73,10 @@ def npz(
       if keys is None:
         keys = stored.files
       names = keys if isinstance(keys, Mapping) else {key: key for key in keys}
+      if not names:
+        raise config_lib.ConfigError(
+            f"{fname}: keys={keys!r} selects nothing; it has "
+            f"{sorted(stored.files)}.")
       arrays = {}
       for feature, name in names.items():
         if name not in stored.files:
@@ -122,11 +93,11 @@ def npz(
   lengths = {feature: len(array) for feature, array in arrays.items()}
   if len(set(lengths.values())) != 1:
     raise core.DataError(
-        f"{fname}: the arrays must be as many as each other, at least one; "
-        f"their lengths are {lengths}.")
+        f"{fname}: arrays of equal length are needed; their lengths are "
+        f"{lengths}. Choose the arrays to use with `keys`.")
   first, last = core.slice_bounds(
       start, stop, next(iter(lengths.values())), fname)
-  return ArraySource(
+  return core.ArraySource(
       {feature: array[first:last] for feature, array in arrays.items()},
       lambda index: f"{fname} record {first + index}", num_classes=num_classes)
 

@@ -15,7 +15,10 @@ at data on a machine that has none.
 """
 
 import abc
+from collections.abc import Callable, Mapping
 import importlib
+
+import numpy as np
 
 from big_vision import config as config_lib
 
@@ -62,6 +65,39 @@ class Source(abc.ABC):
   @abc.abstractmethod
   def describe(self, index: int) -> str:
     """Where example `index` is stored, for messages: "FILE record 17"."""
+
+
+class RecordSource(Source):
+  """A `Source` whose examples are serialized records.
+
+  `read(i)` is `parse(fetch([i])[0])`. Fetching many records at a time is several
+  times faster (ArrayRecord: 16k instead of 3k records/s on 2 cores).
+  """
+
+  @abc.abstractmethod
+  def fetch(self, indices):
+    """Records as they are stored.
+
+    Never fails: a record that cannot be read is replaced by one of which
+    `parse` tells the reason, so that it does not take others with it.
+
+    Args:
+      indices: int64[n], tensor in [0, len).
+
+    Returns:
+      string[n].
+    """
+
+  @abc.abstractmethod
+  def check_record(self, record):
+    """`record`, string[]; fails in the graph if `fetch` could not read it."""
+
+  @abc.abstractmethod
+  def parse(self, record) -> dict:
+    """The example of one record, string[], as `read` returns it."""
+
+  def read(self, index):
+    return self.parse(self.fetch(index[None])[0])
 
 
 class StreamSource(abc.ABC):
@@ -133,7 +169,70 @@ class StreamSource(abc.ABC):
     return f"every stored record can be read, yet reading failed: {error}"
 
 
-class _InMemory(Source):
+class ArraySource(Source):
+  """Rows of arrays in memory.
+
+  Args:
+    arrays: {feature: array[n, ...]}, all of the same n.
+    describe: where row i comes from, for messages.
+    num_classes: how many values "label" takes, if there are labels.
+    class_names: their names, if known.
+  """
+
+  def __init__(
+      self, arrays: Mapping[str, np.ndarray], describe: Callable[[int], str],
+      num_classes: int | None = None, class_names: list[str] | None = None):
+    self._len = len(next(iter(arrays.values())))
+    self._describe = describe
+    self.num_classes = num_classes
+    self.class_names = class_names
+    self._tensors = {key: on_cpu(array) for key, array in arrays.items()}
+
+  def __len__(self):
+    return self._len
+
+  def read(self, index):
+    import tensorflow as tf
+    return {key: tf.gather(t, index) for key, t in self._tensors.items()}
+
+  def describe(self, index):
+    return self._describe(index)
+
+
+def on_cpu(values, dtype=None):
+  """A tensor of `values` in the memory of the host.
+
+  Also where TensorFlow sees an accelerator: it can be larger than that.
+  """
+  import tensorflow as tf
+  with tf.device("CPU"):
+    return tf.constant(values, dtype)
+
+
+class _RecordsInMemory(Source):
+  """Records as they are stored, parsed when they are read."""
+
+  def __init__(self, source, records: list[bytes], describe):
+    import tensorflow as tf
+    self._parse = source.parse
+    self._describe = describe
+    self._records = on_cpu(records, tf.string)
+    self._len = len(records)
+    self.num_classes = source.num_classes
+    self.class_names = source.class_names
+
+  def __len__(self):
+    return self._len
+
+  def read(self, index):
+    import tensorflow as tf
+    return self._parse(tf.gather(self._records, index))
+
+  def describe(self, index):
+    return self._describe(index)
+
+
+class _ExamplesInMemory(Source):
   """Examples of another source, held as one tensor for every feature."""
 
   def __init__(self, source: Source):
@@ -145,25 +244,24 @@ class _InMemory(Source):
 
     # Values of ragged shape cannot be stacked; they are held serialized.
     def read_flat(index):
-      flat = tf.nest.flatten(source.read(index))
       return tuple(
           value if value.shape.is_fully_defined()
-          else tf.io.serialize_tensor(value) for value in flat)
+          else tf.io.serialize_tensor(value)
+          for value in tf.nest.flatten(source.read(index)))
 
-    dataset = tf.data.Dataset.range(self._len)
-    self._spec = dataset.map(source.read).element_spec
-    dataset = dataset.map(read_flat, num_parallel_calls=tf.data.AUTOTUNE,
-                          deterministic=True)
-    columns = [[] for _ in tf.nest.flatten(self._spec)]
-    for example in _named_errors(dataset, source.describe):
+    indices = tf.data.Dataset.range(self._len)
+    self._spec = indices.map(source.read).element_spec
+    specs = tf.nest.flatten(self._spec)
+    columns = [[] for _ in specs]
+    examples = indices.map(
+        read_flat, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    for example in _named_errors(examples, source.describe):
       for column, value in zip(columns, example):
         column.append(value)
-    # On the CPU also where TensorFlow sees an accelerator: this can be big.
-    with tf.device("CPU"):
-      self._columns = [
-          tf.constant(column, spec.dtype if spec.shape.is_fully_defined()
-                      else tf.string)
-          for column, spec in zip(columns, tf.nest.flatten(self._spec))]
+    self._columns = [
+        on_cpu(column,
+               spec.dtype if spec.shape.is_fully_defined() else tf.string)
+        for column, spec in zip(columns, specs)]
 
   def __len__(self):
     return self._len
@@ -180,30 +278,6 @@ class _InMemory(Source):
 
   def describe(self, index):
     return self._describe(index)
-
-
-class _StreamInMemory(Source):
-  """The records of a stream, which in memory can be read by index."""
-
-  def __init__(self, source: StreamSource):
-    import tensorflow as tf
-    self._source = source
-    self.num_classes = source.num_classes
-    self.class_names = source.class_names
-    records = list(_named_errors(
-        source.stream(None, 1), source.describe_position))
-    with tf.device("CPU"):
-      self._records = tf.constant(records, tf.string)
-
-  def __len__(self):
-    return len(self._source)
-
-  def read(self, index):
-    import tensorflow as tf
-    return self._source.parse(tf.gather(self._records, index))
-
-  def describe(self, index):
-    return self._source.describe_position(index)
 
 
 def _named_errors(dataset, describe):
@@ -262,17 +336,28 @@ def slice_bounds(
 
 
 def in_memory(source: Source | StreamSource) -> Source:
-  """Reads all of `source` now and serves it from memory.
+  """Reads all of `source` now and serves it from memory, by index.
 
-  What is held is what the source stores (encoded images stay encoded), so it
-  takes about as much memory as the files take on disk.
+  What is held is what is stored (encoded images stay encoded), so it takes
+  about as much memory as the files take on disk.
 
   Raises:
     DataError: an example cannot be read; names its file and record.
   """
+  import tensorflow as tf
+  if isinstance(source, (ArraySource, _RecordsInMemory, _ExamplesInMemory)):
+    return source
   if isinstance(source, StreamSource):
-    return _StreamInMemory(source)
-  return _InMemory(source)
+    records = source.stream(None, 1)
+    describe = source.describe_position
+  elif isinstance(source, RecordSource):
+    records = tf.data.Dataset.range(len(source)).batch(128).map(
+        source.fetch).unbatch().map(source.check_record)
+    describe = source.describe
+  else:
+    return _ExamplesInMemory(source)
+  return _RecordsInMemory(
+      source, list(_named_errors(records, describe)), describe)
 
 
 def open_source(name: str, **kwargs) -> Source | StreamSource:

@@ -84,10 +84,9 @@ class _FolderSource(core.Source):
     self._files = files
     self.num_classes = len(class_names)
     self.class_names = class_names
-    with tf.device("CPU"):
-      self._fnames = tf.constant([os.fsencode(fname) for fname, _ in files])
-      self._labels = tf.constant([label for _, label in files], tf.int64)
-      self._root = tf.constant(os.fsencode(os.path.join(path, "")))
+    self._fnames = core.on_cpu([os.fsencode(fname) for fname, _ in files])
+    self._labels = core.on_cpu([label for _, label in files], tf.int64)
+    self._root = os.fsencode(os.path.join(path, ""))
 
   def __len__(self):
     return len(self._files)

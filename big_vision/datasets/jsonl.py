@@ -71,13 +71,11 @@ class _JsonlSource(core.Source):
   """Columns in memory, some of which are paths of files to read."""
 
   def __init__(self, fname, numbers, columns, image_keys, num_classes):
-    import tensorflow as tf
     self._fname = fname
     self._numbers = numbers
     self._image_keys = image_keys
     self.num_classes = num_classes
-    with tf.device("CPU"):
-      self._columns = {key: tf.constant(v) for key, v in columns.items()}
+    self._columns = {key: core.on_cpu(v) for key, v in columns.items()}
 
   def __len__(self):
     return len(self._numbers)

@@ -11,7 +11,10 @@ import os
 import re
 import resource
 import shlex
+import threading
 from typing import NamedTuple
+
+import numpy as np
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
@@ -19,6 +22,9 @@ from big_vision.datasets import core
 # Shards of which records alternate where a stream is shuffled; it makes up for
 # a shuffle buffer that is smaller than the dataset.
 _NUM_INTERLEAVED = 16
+# What stands in for a record that cannot be read, before the reason. No
+# serialized proto starts with zero.
+_UNREADABLE = b"\0unreadable: "
 
 
 class Prepared(NamedTuple):
@@ -233,28 +239,67 @@ class _Records:
     raise IndexError(f"There are only {len(self)} records.")
 
 
-class ArrayRecordSource(_Records, core.Source):
+class ArrayRecordSource(_Records, core.RecordSource):
   """A TFDS dataset that is stored as ArrayRecord."""
 
   def __init__(self, parts, features, skip_decode, name):
-    from array_record.python import array_record_data_source
     super().__init__(parts, features, skip_decode, name)
     _allow_open_files(len(parts))
-    # Opens a file when it is first read; its readers may be shared by threads.
-    self._records = array_record_data_source.ArrayRecordDataSource(parts)
+    self._ends = np.cumsum([part.take for part in parts])
+    self._readers = {}
+    self._lock = threading.Lock()
 
-  def read(self, index):
+  def fetch(self, indices):
     import tensorflow as tf
-    record = tf.numpy_function(
-        self._read_record, [index], tf.string, stateful=False)
-    return self.parse(tf.ensure_shape(record, []))
+    records = tf.numpy_function(
+        self._fetch, [indices], tf.string, stateful=False)
+    return tf.ensure_shape(records, indices.shape)
 
-  def _read_record(self, index) -> bytes:
+  def _fetch(self, indices: np.ndarray) -> np.ndarray:
+    """object[n] of bytes; one call of the reader for every file."""
+    records = np.empty(len(indices), dtype=object)
+    which = np.searchsorted(self._ends, indices, side="right")
+    for i in np.unique(which):
+      places = np.flatnonzero(which == i)
+      part = self.parts[i]
+      numbers = indices[places] - self._ends[i] + part.take + part.skip
+      try:
+        records[places] = self._reader(part.filename).read(numbers.tolist())
+      except Exception:  # The reader raises whatever it meets. Find out where.
+        for place, number in zip(places, numbers):
+          records[place] = self._fetch_one(part.filename, int(number))
+    return records
+
+  def _fetch_one(self, filename: str, number: int) -> bytes:
     try:
-      return self._records[int(index)]
-    except Exception as error:  # The reader raises whatever it meets.
-      raise core.DataError(
-          f"{self.describe(int(index))} cannot be read: {error}") from error
+      return self._reader(filename).read([number])[0]
+    except Exception as error:
+      return _UNREADABLE + (
+          f"{filename} record {number} cannot be read: {error}".encode())
+
+  def _reader(self, filename: str):
+    """The file's reader, opened when first used; threads may share it."""
+    from array_record.python import array_record_module
+    reader = self._readers.get(filename)
+    if reader is None:
+      with self._lock:
+        if filename not in self._readers:
+          # Reading ahead is useless in random order.
+          self._readers[filename] = array_record_module.ArrayRecordReader(
+              filename, options="readahead_buffer_size:0",
+              file_reader_buffer_size=32768)
+        reader = self._readers[filename]
+    return reader
+
+  def check_record(self, record):
+    import tensorflow as tf
+    start = tf.strings.substr(record, 0, len(_UNREADABLE))
+    with tf.control_dependencies([
+        tf.debugging.Assert(start != _UNREADABLE, [record])]):
+      return tf.identity(record)
+
+  def parse(self, record):
+    return super().parse(self.check_record(record))
 
   def describe(self, index):
     return self.describe_position(index)

@@ -104,9 +104,9 @@ class Evaluator:
     # Data sets may share splits; `open_data` gives these one pipeline.
     cache = {}
     def represent(pipeline):
-      if pipeline not in cache:
-        cache[pipeline] = common.collect(self._measure, state, pipeline)
-      return cache[pipeline]
+      if id(pipeline) not in cache:
+        cache[id(pipeline)] = common.collect(self._measure, state, pipeline)
+      return cache[id(pipeline)]
 
     for name, (train_data, test_data) in self._datasets.items():
       x, y = represent(train_data)

@@ -134,5 +134,8 @@ def _fold(seed, place):
     raise ValueError(
         "the op is random, and the example has no '_seed' (int32[2]): "
         "evaluation gives none.")
+  if not seed.dtype.is_integer or not seed.shape.is_compatible_with([2]):
+    raise ValueError(
+        f"'_seed' must be int32[2], it is {seed.dtype.name}{seed.shape}.")
   seed = tf.ensure_shape(tf.cast(seed, tf.int32), [2])
   return tf.random.experimental.stateless_fold_in(seed, place)

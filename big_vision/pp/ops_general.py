@@ -73,10 +73,11 @@ def _read_table(path, npzkey, sep):
   try:
     if path.endswith(".npz"):
       with tf.io.gfile.GFile(path, "rb") as file, np.load(file) as arrays:
-        pairs = [(str(name), i) for i, name in enumerate(arrays[npzkey])]
+        pairs = [
+            (tf.compat.as_str(name), i) for i, name in enumerate(arrays[npzkey])]
     else:
       with tf.io.gfile.GFile(path) as file:
-        lines = file.read().splitlines()
+        lines = [line.rstrip("\r\n") for line in file]
       if sep is None:
         pairs = [(line, i) for i, line in enumerate(lines)]
       else:

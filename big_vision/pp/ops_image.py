@@ -36,7 +36,8 @@ def decode(channels: int = 3, precise: bool = False):
 
   string[] to uint8[h, w, channels] in [0, 255]. What cannot be decoded, or
   has more than `MAX_PIXELS` pixels by its header, raises an
-  InvalidArgumentError; the latter before memory is taken for it.
+  InvalidArgumentError; the latter before memory is taken for it. The header of
+  a GIF only tells the size of its canvas, which frames could exceed.
 
   Args:
     channels: 1 grey, 3 RGB, 4 RGBA, 0 as in the file.
@@ -160,7 +161,7 @@ def decode_jpeg_and_inception_crop(
     antialias: see `resize`.
     precise: see `decode`.
   """
-  resize_crop = _make_resize(size, method, antialias)
+  resize_crop = _make_resize_crop(size, method, antialias)
   dct_method = "INTEGER_ACCURATE" if precise else ""
 
   def decode_and_crop(contents, seed):
@@ -171,8 +172,7 @@ def decode_jpeg_and_inception_crop(
       checked = _check_size(contents, tf.cast(shape[:2], tf.int64))
       window = _inception_window(
           shape, seed, area_min, area_max, ratio_min, ratio_max)
-      return tf.io.decode_and_crop_jpeg(
-          checked, window, channels=3, dct_method=dct_method)
+      return _decode_window(checked, shape[1], window, dct_method)
 
     def other():
       image = _decode(_check_pixels(contents), 3)
@@ -184,6 +184,21 @@ def decode_jpeg_and_inception_crop(
     image = tf.cond(tf.io.is_jpeg(contents), jpeg, other)
     return resize_crop(_with_shape(image, 3))
   return decode_and_crop
+
+
+def _decode_window(contents, image_width, window, dct_method):
+  """The part of a JPEG within int32[4] y, x, height, width.
+
+  The outermost columns of what the JPEG library cuts out have other colours
+  than in the image, so it gets to cut one more on either side.
+  """
+  y, x, height, width = tf.unstack(window)
+  begin = tf.maximum(x - 1, 0)
+  end = tf.minimum(x + width + 1, image_width)
+  image = tf.io.decode_and_crop_jpeg(
+      contents, [y, begin, height, end - begin], channels=3,
+      dct_method=dct_method)
+  return image[:, x - begin:x - begin + width]
 
 
 @registry.register("inception_crop", random=True)
@@ -205,7 +220,7 @@ def inception_crop(
 
   Source: arXiv:1409.4842, section 6.
   """
-  resize_crop = _make_resize(size, method, antialias)
+  resize_crop = _make_resize_crop(size, method, antialias)
 
   def crop(image, seed):
     y, x, height, width = tf.unstack(_inception_window(
@@ -225,6 +240,16 @@ def _inception_window(shape, seed, area_min, area_max, ratio_min, ratio_max):
   return tf.concat([begin[:2], size[:2]], axis=0)
 
 
+def _make_resize_crop(size, method, antialias):
+  """fn(image) -> image of the `size`; the identity if that is None."""
+  _check_method(method)
+  size = None if size is None else _pair(size)
+
+  def resize_crop(image):
+    return _resize(image, size, method, antialias) if size else image
+  return resize_crop
+
+
 @registry.register("resize")
 @registry.in_key_out_key()
 def resize(size: Size, method: str = "bilinear", antialias: bool = False):
@@ -241,14 +266,7 @@ def resize(size: Size, method: str = "bilinear", antialias: bool = False):
     antialias: whether shrinking averages over all pixels. Better True for what
       need not be compared to results with False.
   """
-  return _make_resize(size, method, antialias)
-
-
-def _make_resize(size, method, antialias):
-  """fn(image) -> image of the `size`; the identity if that is None."""
   _check_method(method)
-  if size is None:
-    return lambda image: image
   size = _pair(size)
   return lambda image: _resize(image, size, method, antialias)
 
@@ -268,11 +286,11 @@ def _check_method(method):
 
 def _pair(size):
   """(h, w) of a size argument."""
-  pair = (size, size) if isinstance(size, int) else tuple(size)
-  if len(pair) != 2 or not all(
+  pair = (size, size) if isinstance(size, int) else size
+  if not isinstance(pair, Sequence) or len(pair) != 2 or not all(
       isinstance(side, int) and side > 0 for side in pair):
-    raise ValueError(f"A size is a positive number or (h, w), not {size!r}.")
-  return pair
+    raise ValueError(f"a size is a positive number or (h, w), not {size!r}.")
+  return tuple(pair)
 
 
 @registry.register("resize_small")
@@ -304,7 +322,7 @@ def _make_proportional_resize(side, which, method, antialias):
   """fn(image) -> image whose shorter or longer side is `side`."""
   _check_method(method)
   if not isinstance(side, int) or side <= 0:
-    raise ValueError(f"A side is a positive number, not {side!r}.")
+    raise ValueError(f"a side is a positive number, not {side!r}.")
 
   def new_size(old_size):
     sides = tf.cast(old_size, tf.float32)

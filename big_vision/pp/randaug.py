@@ -196,22 +196,23 @@ def legacy_contrast(image, factor):
 
 
 def sharpness(image, factor, rounded=True):
-  """Blurred (factor < 1) or sharpened (factor > 1), the edge of 1 pixel aside.
+  """Blurred (factor < 1) or sharpened (factor > 1), its border aside.
 
   Args:
-    image: at least 3 pixels high and wide; what is less has but an edge.
+    image: see above.
     factor: see above.
     rounded: whether the blurred image is rounded, as in PIL, or truncated.
   """
-  pixels = tf.cast(image, tf.float32)
+  pixels = tf.pad(tf.cast(image, tf.float32), [[1, 1], [1, 1], [0, 0]])
   rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
   total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
-  inner = pixels[1:-1, 1:-1]
   blurred = tf.floor(
-      (total + 4 * inner) / 13 + (0.5 if rounded else 0.0))
-  sharpened = blend(blurred, inner, factor)
-  rows = tf.concat([image[1:-1, :1], sharpened, image[1:-1, -1:]], axis=1)
-  return tf.concat([image[:1], rows, image[-1:]], axis=0)
+      (total + 4 * pixels[1:-1, 1:-1]) / 13 + (0.5 if rounded else 0.0))
+  inside = [
+      (tf.range(side) > 0) & (tf.range(side) < side - 1)
+      for side in tf.unstack(tf.shape(image)[:2])]
+  inside = inside[0][:, None, None] & inside[1][None, :, None]
+  return tf.where(inside, blend(blurred, image, factor), image)
 
 
 def solarize(image, threshold):

@@ -203,7 +203,7 @@ def test_random_op_needs_a_seed_and_a_good_one():
               lambda data: _map(lambda d: fn(d), data)):
     with pytest.raises(ValueError, match="op 2 of 2, 'flip_lr'.*'_seed'"):
       run({"image": IMAGE})
-    with pytest.raises(ValueError, match="op 2 of 2, 'flip_lr'.*shape"):
+    with pytest.raises(ValueError, match="op 2 of 2, 'flip_lr'.*'_seed' must"):
       run({"image": IMAGE, "_seed": np.arange(3)})
   fn = builder.make_preprocess("value_range")
   assert set(fn({"image": IMAGE, "_seed": SEED})) == {"image"}

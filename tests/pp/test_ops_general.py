@@ -62,7 +62,7 @@ def test_lookup(tmp_path):
   assert out["y"].tolist() == [[0, -1], [5, 7]]
   assert out["x"].tolist() == words.tolist()
 
-  np.savez(tmp_path / "table.npz", fnames=["c c", "b"], other=["a"])
+  np.savez(tmp_path / "table.npz", fnames=["c c", "b"], other=[b"a"])
   path = tmp_path / "table.npz"
   assert _run(f"lookup('{path}', key='x')", x=words)["x"].tolist() == [
       [1, -1], [0, -1]]

@@ -1,0 +1,142 @@
+"""Tests of datasets/arrays.py."""
+
+import pickle
+
+import numpy as np
+import pytest
+from sklearn import datasets
+import tensorflow as tf
+
+from big_vision import config as config_lib
+from big_vision.datasets import core
+
+
+def _read_all(source):
+  """Every example, in order, through tf.data."""
+  dataset = tf.data.Dataset.range(len(source)).map(source.read)
+  return list(dataset.as_numpy_iterator())
+
+
+def test_digits_splits_partition_the_data():
+  train = core.open_source("bv:digits", split="train")
+  test = core.open_source("bv:digits", split="test")
+  assert (len(train), len(test)) == (1438, 359)
+  assert train.num_classes == test.num_classes == 10
+  assert train.class_names == list("0123456789")
+  data = datasets.load_digits()
+  records = []
+  for source in train, test:
+    for i, example in enumerate(_read_all(source)):
+      record = int(source.describe(i).rpartition(" record ")[2])
+      assert example["image"].dtype == np.uint8
+      assert example["label"].dtype == np.int64
+      np.testing.assert_array_equal(
+          example["image"], data.images[record][..., None])
+      assert example["label"] == data.target[record]
+      records.append(record)
+  assert sorted(records) == list(range(1797))
+  # Every class is held out about as often as the others.
+  counts = np.bincount([e["label"] for e in _read_all(test)], minlength=10)
+  assert counts.min() >= 25
+
+
+def test_digits_spec_is_static():
+  source = core.open_source("bv:digits", split="test")
+  spec = tf.data.Dataset.range(1).map(source.read).element_spec
+  assert spec == {"image": tf.TensorSpec([8, 8, 1], tf.uint8),
+                  "label": tf.TensorSpec([], tf.int64)}
+  assert core.in_memory(source) is source
+
+
+def test_digits_unknown_split():
+  with pytest.raises(config_lib.ConfigError,
+                     match=r"no split 'tran' \(did you mean 'train'\?\)"):
+    core.open_source("bv:digits", split="tran")
+
+
+@pytest.fixture(name="fname")
+def _fname(tmp_path):
+  rng = np.random.default_rng(0)
+  fname = str(tmp_path / "data.npz")
+  np.savez(fname, x=rng.integers(0, 256, (7, 4, 5, 3), dtype=np.uint8),
+           y=np.arange(7), z=rng.normal(size=(7, 2)).astype(np.float32),
+           text=np.array(["a", "bb", "", "c\u00e9", "e", "f", "g"]),
+           other=np.zeros([3]))
+  return fname
+
+
+def test_npz(fname):
+  source = core.open_source(
+      "bv:npz", fname=fname, num_classes=7,
+      keys={"image": "x", "label": "y", "z": "z", "text": "text"})
+  stored = np.load(fname)
+  examples = _read_all(source)
+  assert len(source) == len(examples) == 7
+  assert source.num_classes == 7
+  for i, example in enumerate(examples):
+    assert sorted(example) == ["image", "label", "text", "z"]
+    assert example["image"].dtype == np.uint8
+    np.testing.assert_array_equal(example["image"], stored["x"][i])
+    np.testing.assert_array_equal(example["z"], stored["z"][i])
+    assert example["label"] == i
+    assert example["text"].decode() == stored["text"][i]
+
+
+def test_npz_part(fname):
+  source = core.open_source(
+      "bv:npz", fname=fname, keys=["y"], start=0.5, stop=-1)
+  assert [e["y"] for e in _read_all(source)] == [3, 4, 5]
+  assert source.describe(1) == f"{fname} record 4"
+
+
+def test_npz_errors(fname, tmp_path):
+  def opens(error, message, **kwargs):
+    with pytest.raises(error, match=message):
+      core.open_source("bv:npz", **kwargs)
+
+  opens(config_lib.ConfigError, "there is no file '.*nope.npz'",
+        fname=str(tmp_path / "nope.npz"))
+  opens(config_lib.ConfigError, r"no array 'xx'.*; it has \['other', 'text', ",
+        fname=fname, keys=["xx"])
+  opens(core.DataError, r"data.npz.*lengths are {.*'other': 3", fname=fname)
+
+  scalar = str(tmp_path / "scalar.npz")
+  np.savez(scalar, x=np.zeros([2]), size=np.int64(3))
+  opens(core.DataError, "scalar.npz: array 'size' is a scalar", fname=scalar)
+  opens(config_lib.ConfigError, r"data.npz: keys=\[\] selects nothing",
+        fname=fname, keys=[])
+
+  single = str(tmp_path / "single.npy")
+  np.save(single, np.zeros([3]))
+  opens(core.DataError, "single.npy holds a single array", fname=single)
+
+  truncated = tmp_path / "truncated.npz"
+  truncated.write_bytes(open(fname, "rb").read()[:-40])
+  opens(core.DataError, "truncated.npz", fname=str(truncated))
+
+  flipped = bytearray(open(fname, "rb").read())
+  flipped[300] ^= 1  # Inside the first array.
+  (tmp_path / "flipped.npz").write_bytes(flipped)
+  opens(core.DataError, "flipped.npz: array 'x' cannot be read.*CRC",
+        fname=str(tmp_path / "flipped.npz"))
+
+
+class _Evil:
+  """Creates a file when it is unpickled."""
+
+  def __init__(self, path):
+    self._path = path
+
+  def __reduce__(self):
+    return open, (self._path, "w")
+
+
+def test_npz_never_unpickles(tmp_path):
+  proof = tmp_path / "proof"
+  np.savez(tmp_path / "evil.npz", x=np.array([_Evil(str(proof))], object))
+  with open(tmp_path / "pickle.npz", "wb") as file:
+    pickle.dump(_Evil(str(proof)), file)
+  for name in "evil.npz", "pickle.npz":
+    with pytest.raises(core.DataError, match=f"{name}.*pickle"):
+      core.open_source("bv:npz", fname=str(tmp_path / name))
+  assert not proof.exists()

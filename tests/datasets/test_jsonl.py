@@ -1,0 +1,121 @@
+"""Tests of datasets/jsonl.py."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from big_vision import config as config_lib
+from big_vision.datasets import core
+
+_ROWS = [
+    {"image": "images/0.png", "label": 3, "text": "a cat", "score": 1},
+    {"image": "images/1.png", "label": -1, "text": "", "score": 0.25},
+    {"image": "images/0.png", "label": 2**40, "text": "d\u00e9j\u00e0\0",
+     "score": 3},
+]
+
+
+@pytest.fixture(name="fname")
+def _fname(tmp_path):
+  (tmp_path / "images").mkdir()
+  # Images are not decoded here, so any bytes do.
+  (tmp_path / "images" / "0.png").write_bytes(b"first\0\0")
+  (tmp_path / "images" / "1.png").write_bytes(b"")
+  return _write(tmp_path, _ROWS)
+
+
+def _write(tmp_path, rows):
+  """Writes dicts, and strings as they are, one a line."""
+  path = tmp_path / "data.jsonl"
+  path.write_text("\n".join(
+      row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+  return str(path)
+
+
+def _read_all(source):
+  dataset = tf.data.Dataset.range(len(source)).map(source.read)
+  return list(dataset.as_numpy_iterator())
+
+
+def test_reads_columns_and_images(fname):
+  source = core.open_source("bv:jsonl", fname=fname, num_classes=5)
+  spec = tf.data.Dataset.range(1).map(source.read).element_spec
+  assert {key: (s.dtype, s.shape.rank) for key, s in spec.items()} == {
+      "image": (tf.string, 0), "label": (tf.int64, 0), "text": (tf.string, 0),
+      "score": (tf.float32, 0)}
+  examples = _read_all(source)
+  assert source.num_classes == 5
+  assert [e["image"] for e in examples] == [b"first\0\0", b"", b"first\0\0"]
+  assert [e["label"] for e in examples] == [3, -1, 2**40]
+  assert [e["text"].decode() for e in examples] == [r["text"] for r in _ROWS]
+  assert [e["score"] for e in examples] == [1, 0.25, 3]
+
+
+def test_without_images_and_in_part(tmp_path):
+  rows = [{"i": i, "even": i % 2 == 0} for i in range(6)]
+  rows.insert(2, "  ")
+  fname = _write(tmp_path, rows)
+  source = core.open_source(
+      "bv:jsonl", fname=fname, image_keys=(), start=1, stop=0.5)
+  examples = _read_all(source)
+  assert [e["i"] for e in examples] == [1, 2]
+  assert [e["even"] for e in examples] == [False, True]
+  assert examples[0]["even"].dtype == np.bool_
+  # Lines are counted as an editor does, the empty one included.
+  assert [source.describe(i) for i in range(2)] == [
+      f"{fname} line 2", f"{fname} line 4"]
+
+
+def test_relative_to_the_working_directory(fname, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  source = core.open_source("bv:jsonl", fname="data.jsonl")
+  assert _read_all(source)[0]["image"] == b"first\0\0"
+
+
+@pytest.mark.parametrize("row, message", [
+    ('{"a": 1', "line 3 is not JSON"), ("[1]", "line 3 is a list"),
+    ({"a": 1}, r"line 3 has the keys \['a'\], but line 1 has \['a', 'b'\]"),
+    ({"a": 1, "b": "x", "c": 0}, r"keys \['a', 'b', 'c'\]"),
+    ({"a": "1", "b": "x"}, "line 3: 'a' is the string '1', but on line 1 it is "
+     "the number 1"),
+    ({"a": 1, "b": 2}, "'b' is the number 2.*the string 'x'"),
+    ({"a": True, "b": "x"}, "'a' is the boolean True"),
+    ({"a": 1, "b": None}, "line 3: 'b' is None; only strings, numbers"),
+    ({"a": 1, "b": ["x"]}, r"'b' is \['x'\]"),
+    ({"a": 2**63, "b": "x"}, "too large for int64")])
+def test_names_the_line_at_fault(tmp_path, row, message):
+  fname = _write(tmp_path, [{"a": 1, "b": "x"}, {"b": "y", "a": 2}, row])
+  with pytest.raises(core.DataError, match=f"data.jsonl {message}" if (
+      message.startswith("line")) else message):
+    core.open_source("bv:jsonl", fname=fname, image_keys=())
+  # What is not used is not looked at.
+  core.open_source("bv:jsonl", fname=fname, image_keys=(), stop=2)
+
+
+def test_not_utf8(tmp_path):
+  path = tmp_path / "data.jsonl"
+  path.write_bytes(b'{"a": "\xff"}\n')
+  with pytest.raises(core.DataError, match="data.jsonl line 1 is not JSON"):
+    core.open_source("bv:jsonl", fname=str(path), image_keys=())
+
+
+def test_images_that_are_not_there(fname, tmp_path):
+  with pytest.raises(config_lib.ConfigError, match=r"no key 'img'.*\['image', "
+                     r"'label', 'score', 'text'\].*image_keys"):
+    core.open_source("bv:jsonl", fname=fname, image_keys=["img"])
+  with pytest.raises(core.DataError, match="line 1: 'label' must be the path"):
+    core.open_source("bv:jsonl", fname=fname, image_keys=["label"])
+  for missing in "images/2.png", "elsewhere/0.png":
+    fname = _write(tmp_path, [*_ROWS, {**_ROWS[0], "image": missing}])
+    with pytest.raises(core.DataError, match=f"line 4: 'image' is .*{missing}, "
+                       "which is not there"):
+      core.open_source("bv:jsonl", fname=fname)
+
+
+def test_empty_and_missing_files(tmp_path):
+  with pytest.raises(config_lib.ConfigError, match="no file '.*x.jsonl'"):
+    core.open_source("bv:jsonl", fname=str(tmp_path / "x.jsonl"))
+  with pytest.raises(core.DataError, match="data.jsonl has no examples"):
+    core.open_source("bv:jsonl", fname=_write(tmp_path, [""]))
