@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from typing import Any
 
 import jax
@@ -199,7 +200,7 @@ class Checkpoints:
       try:
         self.close()
       except StorageError as error:
-        logging.error("%s", error)
+        print(error, file=sys.stderr, flush=True)
 
   def _try_restore(self, step, shapes):
     """(state, meta, None), or (None, None, what is damaged)."""

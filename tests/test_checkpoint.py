@@ -208,8 +208,7 @@ def test_folders_that_only_look_like_steps(copied, junk):
 
 
 def test_read_only_leaves_everything_as_it_is(copied):
-  _truncate(next(path for path in _data_files(copied / "2" / "meta")
-                 if path.stat().st_size))
+  _truncate(copied / "2" / "meta" / "metadata")
   (copied / "7").mkdir()  # As a live run would leave it while it saves.
   before = sorted(path.name for path in copied.iterdir())
   with checkpoint.Checkpoints(str(copied), read_only=True) as checkpoints:

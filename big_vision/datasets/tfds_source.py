@@ -85,12 +85,12 @@ def find_prepared(dataset: str, data_dir: str) -> Prepared:
     command = shlex.join([
         "python", "-m", "big_vision.tools.prepare_dataset", dataset,
         "--data_dir", data_dir])
-    names = [str(p) for p in everything]
+    near = config_lib.nearest(name, {p.name for p in everything})
     raise config_lib.ConfigError(
         f"The dataset {dataset!r} is not prepared in {data_dir}"
-        f"{config_lib.nearest(dataset, names)}. There are: {names}. Other "
-        "places are given by data_dir or the environment variable "
-        f"TFDS_DATA_DIR. To prepare it, run:\n  {command}")
+        f"{near}. There are: {[str(p) for p in everything]}. Other places are "
+        "given by data_dir or the environment variable TFDS_DATA_DIR. To "
+        f"prepare it, run:\n  {command}")
   configs = sorted({p.config for p in found})
   if len(configs) > 1:
     default = _default_config(os.path.join(data_dir, name))
@@ -155,9 +155,11 @@ def open_tfds(
     raise config_lib.ConfigError(
         f"{prepared.directory} is stored as {formats}; only array_record and "
         "tfrecord can be read.")
-  builder = tfds.builder_from_directory(
-      prepared.directory, file_format=file_format)
-  splits = builder.info.splits
+  # TFDS refuses to open a dataset in its second format, hence by hand.
+  splits = tfds.core.SplitDict([
+      info.replace(filename_template=info.filename_template.replace(
+          filetype_suffix=file_format))
+      for info in builder.info.splits.values()])
   try:
     parts = splits[split].file_instructions
   except (KeyError, ValueError, NotImplementedError) as error:
@@ -340,9 +342,9 @@ class TFRecordSource(_Records, core.StreamSource):
       return records.skip(first)
 
     def read_epoch(epoch):
-      # This function's own graph seed, so that the order does not depend on
-      # what else in the process called tf.random.set_seed.
-      tf.random.set_seed(0)
+      # The seed of this function's own graph, so that the order does not depend
+      # on who else in the process called tf.random.set_seed.
+      tf.random.set_seed(1)
       rng = tf.stack([tf.cast(seed, tf.int64), epoch])
       order = tf.random.experimental.stateless_shuffle(
           tf.range(len(self.parts), dtype=tf.int64), rng, alg="philox")

@@ -73,8 +73,8 @@ def _read_table(path, npzkey, sep):
   try:
     if path.endswith(".npz"):
       with tf.io.gfile.GFile(path, "rb") as file, np.load(file) as arrays:
-        pairs = [
-            (tf.compat.as_str(name), i) for i, name in enumerate(arrays[npzkey])]
+        names = [tf.compat.as_str(name) for name in arrays[npzkey]]
+        pairs = [(name, i) for i, name in enumerate(names)]
     else:
       with tf.io.gfile.GFile(path) as file:
         lines = [line.rstrip("\r\n") for line in file]

@@ -12,7 +12,6 @@ import tensorflow as tf
 from big_vision import config as config_lib
 from big_vision.pp import builder
 from big_vision.pp import ops_image
-from big_vision.pp import registry
 
 SEED = np.array([3, 4], np.int32)
 
@@ -194,20 +193,21 @@ def test_decode_says_that_an_image_is_decoded_already(op):
 
 
 @pytest.mark.parametrize("precise", [False, True])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_decode_jpeg_and_inception_crop(kind, precise):
-  contents = tf.constant(_encode(_smooth(61, 47), kind))
-  decoded = registry.lookup("decode").factory(precise=precise)
-  crop = registry.lookup("inception_crop").factory
-  fused = registry.lookup("decode_jpeg_and_inception_crop").factory
-  for size in (None, (7, 9)):
-    for i in range(10):
-      seed = tf.constant([i, 5])
-      options = dict(area_min=5, area_max=50, antialias=True)
-      apart = crop(size, **options)(decoded({"image": contents}), seed)
-      at_once = fused(size, precise=precise, **options)(
-          {"image": contents}, seed)
-      assert np.array_equal(apart["image"], at_once["image"])
+@pytest.mark.parametrize("kind, options", [
+    ("JPEG", {"subsampling": 0}), ("JPEG", {"subsampling": 2}),
+    ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {})])
+def test_decode_jpeg_and_inception_crop(kind, options, precise):
+  contents = _encode(_noise(64, 47), kind, **options)
+  # `reshape` so that both crops stand at the same place and draw the same.
+  for size, num in ((None, 100), ((7, 9), 10)):
+    common = f"size={size}, area_max=40, antialias=True"
+    apart = _run_all(
+        f"decode(precise={precise})|inception_crop({common})", contents, num)
+    at_once = _run_all(
+        "reshape([])|decode_jpeg_and_inception_crop("
+        f"{common}, precise={precise})", contents, num)
+    for expected, got in zip(apart, at_once, strict=True):
+      assert np.array_equal(got, expected)
 
 
 # Crops.
@@ -358,12 +358,13 @@ def test_resize_other_methods():
     assert _run(f"resize(6, '{method}')", image).shape == (6, 6, 3)
 
 
-def test_resize_bicubic_does_not_wrap():
-  image = np.zeros((8, 8, 1), np.uint8)
-  image[:, 4:] = 255
-  out = _run("resize((8, 24), 'bicubic')", image)[..., 0]
+@pytest.mark.parametrize("width", [24, 25, 27, 31])
+def test_resize_bicubic_does_not_wrap(width):
+  image = np.zeros((1, 8, 1), np.uint8)
+  image[:, 2::4] = image[:, 3::4] = 255  # 0 0 255 255 0 0 255 255.
+  out = _run(f"resize((1, {width}), 'bicubic')", image)[..., 0]
   exact = Image.fromarray(image[..., 0].astype(np.float32)).resize(
-      (24, 8), Image.Resampling.BICUBIC)
+      (width, 1), Image.Resampling.BICUBIC)
   exact = np.asarray(exact)
   assert exact.min() < -5 and exact.max() > 260, "it overshoots"
   np.testing.assert_allclose(out, np.clip(exact, 0, 255), atol=1)

@@ -45,6 +45,12 @@ def test_autocontrast():
 
 def test_equalize():
   _assert_equals_pil(randaug.equalize, ImageOps.equalize)
+  # 766 pixels below the highest value: 3 to a level, barely.
+  image = np.random.default_rng(0).integers(0, 255, (780, 3), np.uint8)
+  image[:14] = 255
+  image = image.reshape(26, 30, 3)
+  expected = ImageOps.equalize(Image.fromarray(image))
+  assert np.array_equal(randaug.equalize(tf.constant(image)), expected)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

@@ -1,0 +1,1 @@
+"""Models, one file per family: `Model(num_classes, ...)` and `load(...)`."""

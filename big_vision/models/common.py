@@ -1,0 +1,112 @@
+"""What several families of models share; nothing here has parameters."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from big_vision import config as config_lib
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+STOCH_DEPTH_MODES = ("inverted", "huang", "bigvision")
+# Of `jax.checkpoint_policies`, those that are policies, not makers of policies.
+REMAT_POLICIES = (
+    "none", "nothing_saveable", "everything_saveable", "dots_saveable",
+    "dots_with_no_batch_dims_saveable", "checkpoint_dots",
+    "checkpoint_dots_with_no_batch_dims")
+# Logical names of axes that are inside a layer; see `constrain`.
+_INNER_AXES = frozenset({"act_heads", "act_mlp"})
+
+
+def check_choice(what: str, value: Any, options: Iterable[Any]):
+  """Raises ValueError, listing what exists, if `value` is not an option."""
+  options = list(options)
+  if value not in options:
+    raise ValueError(
+        f"Unknown {what} {value!r}{config_lib.nearest(value, options)}; use "
+        f"one of {sorted(options)}.")
+
+
+def compute_dtype(dtype_mm: str):
+  """The dtype that activations have; parameters are float32 regardless."""
+  check_choice("dtype_mm", dtype_mm, COMPUTE_DTYPES)
+  return jnp.dtype(dtype_mm)
+
+
+def constrain(x, *names: str | None):
+  """States how the axes of an activation are split over the mesh.
+
+  The run's `sharding_rules` say which mesh axis each logical name stands for;
+  axes whose name has no rule are not split. Where the names include one of
+  `act_heads` and `act_mlp` and that has no rule, nothing is stated: these axes
+  inherit their split from the parameters, and gathering them would be waste.
+  Without rules or without a mesh, nothing happens.
+
+  Args:
+    x: an array with one axis per name.
+    *names: act_batch, act_len, act_emb, act_heads, act_mlp or None.
+  """
+  ruled = {name for name, _ in nn.get_logical_axis_rules()}
+  if _INNER_AXES.intersection(names) - ruled:
+    return x
+  return nn.with_logical_constraint(x, names)
+
+
+def remat(module: type[nn.Module], policy: str, *, in_scan: bool = False):
+  """`module` that recomputes, in the backward pass, what `policy` drops.
+
+  Args:
+    module: a class whose `__call__(self, x, rate, train)` has `train` static.
+    policy: one of REMAT_POLICIES, the names in `jax.checkpoint_policies`;
+      "none" returns `module` as it is.
+    in_scan: a scan keeps the compiler from undoing the recomputation; a
+      Python loop needs barriers against that.
+  """
+  check_choice("remat_policy", policy, REMAT_POLICIES)
+  if policy == "none":
+    return module
+  return nn.remat(
+      module, policy=getattr(jax.checkpoint_policies, policy),
+      prevent_cse=not in_scan, static_argnums=(3,))
+
+
+def stoch_depth_rates(stoch_depth: float, depth: int) -> list[float]:
+  """The drop rate of every block: from 0 at the first, linearly to the last.
+
+  Source: arXiv:1603.09382, Section 3, where the first of L blocks has 1/L of
+  the last one's rate; here it has 0, as published ViTs and Mixers do.
+
+  Raises:
+    ValueError: `stoch_depth` is not in [0, 1).
+  """
+  if not 0 <= stoch_depth < 1:
+    raise ValueError(f"stoch_depth must be in [0, 1), it is {stoch_depth}.")
+  return [stoch_depth * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def drop_branch(x, rate, rng, *, mode: str, train: bool):
+  """Stochastic depth: leaves out a residual branch, example by example.
+
+  Args:
+    x: [b, ...], what the branch is about to add to the residual.
+    rate: probability of leaving it out, in [0, 1); may be traced.
+    rng: a jax key, only used when training.
+    mode: what keeps the expectation the same in training and evaluation:
+      "inverted": kept branches are scaled by 1 / (1 - rate) in training;
+      "huang": branches are scaled by 1 - rate in evaluation (arXiv:1603.09382);
+      "bigvision": nothing does; what published Mixers were trained with.
+    train: whether to drop.
+
+  Returns:
+    [b, ...], dtype of `x`.
+  """
+  check_choice("stoch_depth_mode", mode, STOCH_DEPTH_MODES)
+  keep = 1 - rate
+  if not train:
+    return (x * keep).astype(x.dtype) if mode == "huang" else x
+  kept = jax.random.bernoulli(rng, keep, (len(x),) + (1,) * (x.ndim - 1))
+  if mode == "inverted":
+    x = (x / keep).astype(x.dtype)
+  return jnp.where(kept, x, jnp.zeros_like(x))

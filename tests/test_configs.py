@@ -1,0 +1,93 @@
+"""Every config is built as it is, and trained for two steps in the small."""
+
+import importlib
+import json
+import os
+
+from big_vision import build as build_lib
+from big_vision import config as config_lib
+from big_vision import train as train_lib
+from big_vision import tree
+from PIL import Image
+import numpy as np
+import pytest
+
+# What makes a config fit the generated data; (argument, changes).
+FULL = {
+    "vit_s16_i1k": (None, {}),
+    "vit_i1k": (None, {}),
+    "vit_i21k": (None, {"input.data.split": "full[10:]",
+                        "evals.minival.data.split": "full[:10]"}),
+    "transfer": (None, {}),
+    "fashion_mnist": (None, {}),
+    "quickstart": (None, {}),
+}
+PARAMETERS = {
+    # Closed form: ViT-S/16 with 1,000 classes, rep_size, no stored posemb.
+    "vit_s16_i1k": 22_122_472,
+    # systems.md: B/16 "tok" with 1,000 classes, plus the pre-logits layer.
+    "vit_i1k": 86_566_888 + 768 * 768 + 768,
+}
+SMALL = {
+    "vit_s16_i1k": "runlocal", "vit_i1k": "runlocal", "vit_i21k": "runlocal",
+    "transfer": "runlocal", "fashion_mnist": None, "quickstart": None}
+
+
+def _config(name, arg=None, **changes):
+  module = importlib.import_module(f"big_vision.configs.{name}")
+  config = module.get_config(arg)
+  with config.unlocked():
+    config.update_from_flattened_dict(changes)
+  return config_lib.resolve(config)
+
+
+def test_no_config_is_forgotten():
+  folder = os.path.dirname(importlib.import_module(
+      "big_vision.configs").__file__)
+  names = {name.removesuffix(".py") for name in os.listdir(folder)
+           if name.endswith(".py")} - {"__init__"}
+  assert names == set(FULL) == set(SMALL)
+
+
+@pytest.mark.parametrize("name", sorted(FULL))
+def test_builds_without_allocating(name, imagenet_like, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", imagenet_like)
+  arg, changes = FULL[name]
+  config = _config(name, arg, **changes)
+  built = build_lib.build(config)
+  build_lib.make_evaluators(config, built)
+  assert built.info.total_steps > 0
+  assert built.shapes["params"]
+  if name in PARAMETERS:
+    assert tree.num_elements(built.shapes["params"]) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_trains_two_steps(name, imagenet_like, monkeypatch, tmp_path):
+  monkeypatch.setenv("TFDS_DATA_DIR", imagenet_like)
+  changes = {"total_steps": 2, "total_epochs": None, "input.batch_size": 8,
+             "model_init": None, "log_training_steps": 1,
+             "log_training_epochs": None, **FULL[name][1]}
+  if name in ("vit_i1k", "vit_s16_i1k", "vit_i21k", "transfer"):
+    changes["schedule.warmup_steps"] = 1
+  train_lib.train(_config(name, SMALL[name], **changes), str(tmp_path))
+  rows = [json.loads(line)
+          for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [row["step"] for row in rows] == [0, 1, 2]
+  assert any(key.endswith("prec@1") for key in rows[-1])
+  assert np.isfinite(rows[-1]["training_loss"])
+
+
+def test_quickstart_on_a_folder_of_pictures(tmp_path):
+  generator = np.random.default_rng(0)
+  for name, shade in (("dark", 40), ("light", 200)):
+    (tmp_path / "data" / name).mkdir(parents=True)
+    for i in range(20):
+      pixels = generator.integers(shade - 30, shade + 30, (40, 50, 3), np.uint8)
+      Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+  config = _config(
+      "quickstart", f"data={tmp_path / 'data'}", total_epochs=None,
+      total_steps=12, **{"input.batch_size": 16, "schedule.warmup_percent": 0.2})
+  train_lib.train(config, str(tmp_path / "run"))
+  last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+  assert json.loads(last)["test/prec@1"] == 1
