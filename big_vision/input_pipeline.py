@@ -180,9 +180,7 @@ class TrainingPipeline:
       return np.int64(0), self._parts[0].index(position, attempt, self._seed)
     edges = np.cumsum([0] + self._counts)
     block, place = position // _MIXTURE_BLOCK, position % _MIXTURE_BLOCK
-    slot = tf.random.experimental.index_shuffle(
-        place, tf.stack([np.int64(self._seed), block, np.int64(_SALT_MIXTURE)]),
-        np.int64(_MIXTURE_BLOCK - 1))
+    slot = _shuffle(place, _MIXTURE_BLOCK, self._seed, block, _SALT_MIXTURE)
     which = tf.searchsorted(edges[1:], [slot], side="right")[0]
     within = block * tf.gather(self._counts, which) + (
         slot - tf.gather(edges, which))
@@ -463,14 +461,9 @@ class _Part:
 
   def index(self, position, attempt, seed):
     """Which example is at `position` (int64[] or int64[n]) of training."""
-    import tensorflow as tf
     n = len(self.source)
     epoch, offset = position // n, position % n
-    seeds = tf.stack([tf.fill(tf.shape(epoch), np.int64(seed)), epoch,
-                      tf.fill(tf.shape(epoch), np.int64(_SALT_SHUFFLE))], -1)
-    index = tf.random.experimental.index_shuffle(
-        offset, seeds, np.int64(n - 1))
-    return (index + attempt) % n
+    return (_shuffle(offset, n, seed, epoch, _SALT_SHUFFLE) + attempt) % n
 
   def finish(self, position, example, seed):
     """The preprocessed example; `seed` None means evaluation."""
@@ -548,6 +541,17 @@ def _find_culprit(error, positions, load, describe) -> Exception:
           "Mend or remove it, or set config.input.skip_errors=True to replace "
           "such examples.")
   return error
+
+
+def _shuffle(place, size, seed, block, salt):
+  """Where `place`, int64[] or int64[n], is in a permutation of range(size).
+
+  There is one for every (seed, block, salt), `block` of the shape of `place`.
+  """
+  import tensorflow as tf
+  seed = tf.fill(tf.shape(block), np.int64(4 * seed + salt))
+  return tf.random.experimental.index_shuffle(
+      place, tf.stack([seed, block], axis=-1), np.int64(size - 1))
 
 
 def _slots(weights: Mapping[str, float]) -> list[int]:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 
+from absl import logging
 import jax
 from jax.experimental import multihost_utils
 
@@ -58,6 +59,9 @@ def start_processes(
   Raises:
     ConfigError: some but not all of the three are given.
   """
+  # The libraries below tell every step of what they do.
+  logging.set_verbosity(logging.WARNING)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   given = (coordinator_address, num_processes, process_id)
   if any(value is not None for value in given):
     if any(value is None for value in given):

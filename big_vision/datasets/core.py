@@ -4,7 +4,8 @@ A source knows how examples are stored. It neither shuffles nor decodes images:
 order is the input pipeline's, decoding is preprocessing's. There are two kinds:
 
 - `Source` reads any example by its index. Order, resuming and splitting over
-  hosts then cost nothing.
+  hosts then cost nothing. A `RecordSource` can fetch many at a time, which is
+  faster.
 - `StreamSource` can only read from a beginning onwards (TFRecord). It makes the
   same promise, batch N is a function of (seed, N), by skipping records that are
   not parsed.
@@ -64,14 +65,14 @@ class Source(abc.ABC):
 
   @abc.abstractmethod
   def describe(self, index: int) -> str:
-    """Where example `index` is stored, for messages: "FILE record 17"."""
+    """Where example `index` is, for messages: "FILE record 17", from 0."""
 
 
 class RecordSource(Source):
   """A `Source` whose examples are serialized records.
 
-  `read(i)` is `parse(fetch([i])[0])`. Fetching many records at a time is several
-  times faster (ArrayRecord: 16k instead of 3k records/s on 2 cores).
+  `read(i)` is `parse(fetch([i])[0])`. Fetching many records at a time is faster
+  by far (ArrayRecord, 64 at a time: 21k instead of 3.6k records/s on 2 cores).
   """
 
   @abc.abstractmethod
@@ -126,7 +127,7 @@ class StreamSource(abc.ABC):
         source that depends on (seed, e, buffer_size) only.
       buffer_size: how many records are shuffled at a time; unused without seed.
       first: leave out that many records. Whole epochs are left out for free,
-        the rest is read but neither parsed nor copied.
+        the rest is read, but not parsed.
 
     Returns:
       tf.data.Dataset of string[].

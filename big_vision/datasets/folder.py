@@ -1,7 +1,7 @@
 """Images in folders, one folder for every class.
 
   root/class/*.jpg               a fixed random fifth of each class is "test"
-  root/{train,test}/class/*.jpg  the folders are the splits; also val, validation
+  root/{train,test}/class/*.jpg  the folders are the splits; val, validation too
 
 `scan` needs no TensorFlow, so that a config can look at the data.
 """
@@ -63,7 +63,7 @@ def folder(path: str, split: str) -> core.Source:
     split: "train" or "test"; where the root has folders of splits, their names.
 
   Raises:
-    ConfigError: `path` is not a folder that can be listed, or has no such split.
+    ConfigError: `path` is not a folder that can be listed; no such split.
     DataError: what `scan` raises.
   """
   class_names, splits = _list_images(path)

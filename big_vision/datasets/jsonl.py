@@ -152,6 +152,6 @@ def _to_paths(
         listings[parent] = set()
     if base not in listings[parent]:
       raise core.DataError(
-          f"{fname} line {number}: {key!r} is {path}, which is not there. Paths "
-          f"are relative to the folder of {fname}.")
+          f"{fname} line {number}: {key!r} is {path}, which is not there. "
+          f"Paths are relative to the folder of {fname}.")
   return np.array([path.encode() for path in paths], dtype=object)

@@ -27,6 +27,10 @@ _NUM_INTERLEAVED = 16
 _UNREADABLE = b"\0unreadable: "
 
 
+class NotPreparedError(config_lib.ConfigError):
+  """No dataset of that name is stored."""
+
+
 class Prepared(NamedTuple):
   """One dataset on disk; `str` of it is the name that selects it."""
 
@@ -72,8 +76,8 @@ def find_prepared(dataset: str, data_dir: str) -> Prepared:
     data_dir: where to look.
 
   Raises:
-    ConfigError: it is not there, or has several configs; says what is there
-      and how to prepare it.
+    NotPreparedError: it is not there; says what is, and how to prepare it.
+    ConfigError: `dataset` is not a name, or there are several configs.
   """
   name, config, version = _parse_name(dataset)
   everything = list_prepared(data_dir)
@@ -86,7 +90,7 @@ def find_prepared(dataset: str, data_dir: str) -> Prepared:
         "python", "-m", "big_vision.tools.prepare_dataset", dataset,
         "--data_dir", data_dir])
     near = config_lib.nearest(name, {p.name for p in everything})
-    raise config_lib.ConfigError(
+    raise NotPreparedError(
         f"The dataset {dataset!r} is not prepared in {data_dir}"
         f"{near}. There are: {[str(p) for p in everything]}. Other places are "
         "given by data_dir or the environment variable TFDS_DATA_DIR. To "
@@ -105,7 +109,8 @@ def find_prepared(dataset: str, data_dir: str) -> Prepared:
 def _parse_name(dataset: str) -> tuple[str, str | None, str | None]:
   """Name, config and version of "name/config:version"."""
   match = re.fullmatch(
-      r"(?P<name>\w+)(/(?P<config>[\w\-.+]+))?(:(?P<version>[\d.*]+))?", dataset)
+      r"(?P<name>\w+)(/(?P<config>[\w\-.+]+))?(:(?P<version>[\d.*]+))?",
+      dataset)
   if not match:
     raise config_lib.ConfigError(
         f"{dataset!r} is not a name of a dataset; write 'name', 'name/config', "
@@ -308,17 +313,24 @@ class ArrayRecordSource(_Records, core.RecordSource):
 
 
 def _allow_open_files(count: int) -> None:
-  """Raises this process's limit of open files so that it can open `count`."""
+  """Raises this process's limit of open files so that it can open `count`.
+
+  Every file stays open, and the limit is often 1,024: the files of ImageNet.
+  """
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   wanted = count + 512  # What the rest of a run may need.
   if soft == resource.RLIM_INFINITY or soft >= wanted:
     return
-  if hard != resource.RLIM_INFINITY and hard < wanted:
+  if hard == resource.RLIM_INFINITY:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+  elif hard >= wanted:
+    # All of it, since other datasets may follow.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+  else:
     raise core.DataError(
         f"The dataset has {count} files, but this process may open only {hard} "
         f"(ulimit -Hn). Raise that limit to {wanted}, or prepare the dataset "
         "in fewer files.")
-  resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class TFRecordSource(_Records, core.StreamSource):

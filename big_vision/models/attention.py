@@ -14,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.extend import backend as jax_backend
 import jax.numpy as jnp
 
 from big_vision import config as config_lib
@@ -152,7 +153,7 @@ def _xla(q, k, v, *, mask=None, bias=None, causal=False, scale=None):
 @register("cudnn")
 def _cudnn(q, k, v, *, mask=None, bias=None, causal=False, scale=None):
   """cuDNN's flash attention: O(n) memory, Nvidia GPUs, bfloat16 only."""
-  backend = jax.extend.backend.get_backend()
+  backend = jax_backend.get_backend()
   if "cuda" not in backend.platform_version.lower():
     raise ValueError(
         "Attention 'cudnn' needs an Nvidia GPU and jax[cuda]; JAX runs on "

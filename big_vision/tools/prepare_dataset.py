@@ -38,7 +38,7 @@ _FORMATS = ("array_record", "tfrecord")
 
 
 def main(args: Sequence[str] | None = None) -> int:
-  """Prepares the datasets that the command line names; returns the exit code."""
+  """Prepares the datasets of the command line; returns the exit code."""
   parser = argparse.ArgumentParser(
       prog="python -m big_vision.tools.prepare_dataset", description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,8 +87,11 @@ def prepare(
   """
   data_dir = tfds_source.find_data_dir(data_dir)
   os.makedirs(data_dir, exist_ok=True)
-  prepared = _find(name, data_dir)
-  if prepared:
+  try:
+    prepared = tfds_source.find_prepared(name, data_dir)
+  except tfds_source.NotPreparedError:
+    pass
+  else:
     return _convert(prepared, file_format)
   base_name = name.partition(":")[0]
   if not idx_dir and os.path.isdir(_DEBIAN_IDX_DIRS.get(base_name, "")):
@@ -96,14 +99,6 @@ def prepare(
   if idx_dir:
     return _build_from_idx(base_name, data_dir, file_format, idx_dir)
   return _download(name, data_dir, file_format)
-
-
-def _find(name: str, data_dir: str) -> tfds_source.Prepared | None:
-  """The dataset, None if it is not there."""
-  try:
-    return tfds_source.find_prepared(name, data_dir)
-  except config_lib.ConfigError:
-    return None
 
 
 def _download(name: str, data_dir: str, file_format: str) -> str:
@@ -115,20 +110,23 @@ def _download(name: str, data_dir: str, file_format: str) -> str:
     names = tfds.list_builders(with_community_datasets=False)
     near = config_lib.nearest(name, names)
     raise config_lib.ConfigError(
-        "TensorFlow Datasets has no dataset of this name"
-        f"{near}; https://www.tensorflow.org/datasets/catalog lists "
-        f"them.") from error
+        f"TensorFlow Datasets has no dataset of this name{near}; "
+        "https://www.tensorflow.org/datasets/catalog lists them.") from error
   return _run(builder, file_format)
 
 
 def _run(builder, file_format: str) -> str:
   """Generates a dataset; TFDS writes a temporary directory and renames it."""
   import tensorflow_datasets as tfds
-  builder.download_and_prepare(
-      file_format=file_format,
-      download_config=tfds.download.DownloadConfig(
-          try_download_gcs=False,
-          compute_stats=tfds.download.ComputeStatsMode.SKIP))
+  try:
+    builder.download_and_prepare(
+        file_format=file_format,
+        download_config=tfds.download.DownloadConfig(
+            try_download_gcs=False,
+            compute_stats=tfds.download.ComputeStatsMode.SKIP))
+  except AssertionError as error:
+    # How TFDS says which files it cannot download, and where to put them.
+    raise core.DataError(str(error)) from error
   sizes = {split: info.num_examples for split, info
            in builder.info.splits.items()}
   return f"{builder.info.full_name}: prepared {sizes} in {builder.data_dir}"
@@ -247,7 +245,7 @@ def _build_from_idx(
 def _read_idx_split(
     idx_dir: str, images_stem: str, labels_stem: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """uint8[n, 28, 28, 1] images and uint8[n] labels; DataError names the file."""
+  """uint8[n, 28, 28, 1] images, uint8[n] labels; DataError names the file."""
   images_path = _find_idx(idx_dir, images_stem)
   labels_path = _find_idx(idx_dir, labels_stem)
   images = read_idx(images_path, num_dims=3)

@@ -79,9 +79,9 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
                          grads, trains)
     return {"params": params, "opt": opt}, {
         "training_loss": loss, **measurements,
-        "l2_grads": optax.global_norm(grads),
-        "l2_params": optax.global_norm(params),
-        "l2_updates": optax.global_norm(updates)}
+        "l2_grads": optax.tree.norm(grads),
+        "l2_params": optax.tree.norm(params),
+        "l2_updates": optax.tree.norm(updates)}
 
   def predict(state, batch):
     return model.apply({"params": state["params"]}, batch["image"])

@@ -45,12 +45,13 @@ def test_reads_columns_and_images(fname):
   assert {key: (s.dtype, s.shape.rank) for key, s in spec.items()} == {
       "image": (tf.string, 0), "label": (tf.int64, 0), "text": (tf.string, 0),
       "score": (tf.float32, 0)}
-  examples = _read_all(source)
-  assert source.num_classes == 5
-  assert [e["image"] for e in examples] == [b"first\0\0", b"", b"first\0\0"]
-  assert [e["label"] for e in examples] == [3, -1, 2**40]
-  assert [e["text"].decode() for e in examples] == [r["text"] for r in _ROWS]
-  assert [e["score"] for e in examples] == [1, 0.25, 3]
+  for source in source, core.in_memory(source):
+    examples = _read_all(source)
+    assert source.num_classes == 5
+    assert [e["image"] for e in examples] == [b"first\0\0", b"", b"first\0\0"]
+    assert [e["label"] for e in examples] == [3, -1, 2**40]
+    assert [e["text"].decode() for e in examples] == [r["text"] for r in _ROWS]
+    assert [e["score"] for e in examples] == [1, 0.25, 3]
 
 
 def test_without_images_and_in_part(tmp_path):

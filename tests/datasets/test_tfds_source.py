@@ -221,7 +221,8 @@ def test_skip_decode(data_dirs):
 
 
 def test_unknown_split(data_dirs):
-  for split in "trian", "train[:200%]", "validation+test", "train[":
+  for split in ("trian", "train[:200%]", "validation+test", "train[",
+                "train[30:]", ""):
     with pytest.raises(
         config_lib.ConfigError,
         match=r"tiny:1.2.0 has no split '.*{'train': 23, 'test': 7}"):
@@ -386,18 +387,21 @@ def test_truncated_array_record_is_named(copies):
 
 
 def test_limit_of_open_files(monkeypatch):
-  limits = [256, 4096]
+  limits = [1024, 4096]
   monkeypatch.setattr(
       tfds_source.resource, "getrlimit", lambda unused_what: tuple(limits))
   monkeypatch.setattr(
       tfds_source.resource, "setrlimit",
       lambda unused_what, new: limits.__setitem__(slice(None), new))
-  tfds_source._allow_open_files(1024)
-  assert limits == [1536, 4096]
   tfds_source._allow_open_files(10)
-  assert limits == [1536, 4096]
+  assert limits == [1024, 4096]
+  tfds_source._allow_open_files(1024)
+  assert limits == [4096, 4096]
   with pytest.raises(core.DataError, match="4096 .ulimit -Hn"):
     tfds_source._allow_open_files(4000)
+  limits[:] = [1024, tfds_source.resource.RLIM_INFINITY]
+  tfds_source._allow_open_files(4000)
+  assert limits[0] == 4512
 
 
 def test_threads_share_readers(data_dirs):

@@ -1,0 +1,215 @@
+"""Attention against loops over single numbers."""
+
+import math
+
+from big_vision.models import attention
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+IMPLS = ("dense", "xla")  # The ones that run without a GPU.
+B, N, S, M, D = 2, 3, 4, 4, 8
+
+
+def _loops(q, k, v, *, mask=None, bias=None, causal=False, scale=None):
+  """The definition, in float64, one query at a time."""
+  b, n, m, d = q.shape
+  s, m_kv = k.shape[1:3]
+  mask = np.broadcast_to(True if mask is None else mask, (b, m, n, s))
+  bias = np.broadcast_to(0.0 if bias is None else bias, (b, m, n, s))
+  out = np.zeros(q.shape)
+  for ib, im, i in np.ndindex(b, m, n):
+    ikv = im // (m // m_kv)
+    logits = []
+    for j in range(s):
+      allowed = mask[ib, im, i, j] and not (causal and j > i)
+      dot = sum(float(q[ib, i, im, c]) * float(k[ib, j, ikv, c])
+                for c in range(d))
+      dot = dot / math.sqrt(d) if scale is None else dot * scale
+      logits.append(dot + bias[ib, im, i, j] if allowed else -1e30)
+    weights = np.exp(np.array(logits) - max(logits))
+    weights /= weights.sum()
+    out[ib, i, im] = weights @ v[ib, :, ikv].astype(np.float64)
+  return out
+
+
+def _qkv(m_kv=M, dtype=np.float32, n=N, s=S):
+  rng = np.random.default_rng(0)
+  return [rng.normal(size=shape).astype(dtype)
+          for shape in ((B, n, M, D), (B, s, m_kv, D), (B, s, m_kv, D))]
+
+
+_rng = np.random.default_rng(1)
+_MASK = _rng.random((B, M, N, S)) < 0.6
+_MASK[..., 0] = True
+CASES = {
+    "plain": {},
+    "mask": dict(mask=_MASK),
+    "mask_of_keys": dict(mask=_MASK[:, :1, :1]),
+    "mask_without_batch": dict(mask=_MASK[0]),
+    "bias": dict(bias=_rng.normal(size=(1, M, N, S)).astype(np.float32)),
+    "bias_2d": dict(bias=_rng.normal(size=(N, S)).astype(np.float32)),
+    "causal": dict(causal=True),
+    "scale": dict(scale=0.3),
+    "all": dict(mask=_MASK, causal=True, scale=0.7,
+                bias=_rng.normal(size=(B, 1, N, S)).astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("m_kv", [M, 2, 1])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_is_what_loops_give(impl, case, m_kv):
+  q, k, v = _qkv(m_kv)
+  got = attention.attend(q, k, v, impl=impl, **CASES[case])
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(
+      got, _loops(q, k, v, **CASES[case]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradients_agree_with_finite_differences(impl):
+  q, k, v = _qkv(2)
+  target = np.random.default_rng(2).normal(size=q.shape)
+  loss = lambda q, k, v: (attention.attend(
+      q, k, v, impl=impl, causal=True) * target).sum()
+  for argnum in range(3):
+    args = [q, k, v]
+    grad = jax.grad(loss, argnum)(*args)
+    step = np.random.default_rng(3).normal(size=args[argnum].shape)
+    def at(t):
+      moved = [x.astype(np.float64) for x in (q, k, v)]
+      moved[argnum] = moved[argnum] + t * step
+      return (_loops(*moved, causal=True) * target).sum()
+    np.testing.assert_allclose(
+        (grad * step).sum(), (at(1e-4) - at(-1e-4)) / 2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_logits_and_softmax_are_float32_in_bfloat16(impl):
+  # Logits 80 and 80.25: as bfloat16 they are equal, and so would be weights.
+  q = jnp.ones((1, 1, 1, 2), jnp.bfloat16)
+  k = jnp.array([[80, 0], [80, 0.25]], jnp.bfloat16).reshape(1, 2, 1, 2)
+  v = jnp.array([[1, 0], [0, 1]], jnp.bfloat16).reshape(1, 2, 1, 2)
+  got = attention.attend(q, k, v, impl=impl, scale=1.0)
+  assert got.dtype == jnp.bfloat16
+  first = 1 / (1 + math.exp(0.25))
+  np.testing.assert_allclose(
+      got.astype(np.float32).ravel(), [first, 1 - first], atol=3e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_large_logits_stay_finite_and_weights_sum_to_one(impl, dtype):
+  signs = jnp.where(jnp.arange(S) % 2, 1.0, -1.0)
+  q = jnp.full((B, N, M, D), 80 / math.sqrt(D), dtype)
+  k = jnp.broadcast_to(signs[:, None, None], (B, S, M, D)).astype(dtype)
+  got = attention.attend(q, k, jnp.ones_like(k), impl=impl)
+  np.testing.assert_allclose(got.astype(np.float32), 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_query_that_sees_nothing_gets_the_mean(impl):
+  q, k, v = _qkv()
+  got = attention.attend(q, k, v, impl=impl, mask=np.zeros((N, S), bool))
+  np.testing.assert_allclose(
+      got, np.broadcast_to(v.mean(axis=1, keepdims=True), got.shape),
+      rtol=1e-5, atol=1e-6)
+
+
+def test_unknown_implementation_says_what_exists():
+  with pytest.raises(ValueError, match="'dens'.*did you mean 'dense'.*'xla'"):
+    attention.attend(*_qkv(), impl="dens")
+
+
+def test_what_cannot_be_honoured_is_refused(monkeypatch):
+  monkeypatch.setattr(
+      attention, "IMPLEMENTATIONS", dict(attention.IMPLEMENTATIONS))
+  @attention.register("linear")
+  def _linear(q, k, v, *, num_features=8):
+    return q * num_features
+  np.testing.assert_array_equal(
+      attention.attend(*_qkv(), impl="linear", num_features=2), _qkv()[0] * 2)
+  for asked in (dict(mask=_MASK), dict(bias=np.zeros((N, S), np.float32)),
+                dict(causal=True)):
+    with pytest.raises(ValueError, match=(
+        r"'linear' cannot honour '(mask|bias|causal)'; "
+        r"\['dense', 'xla', 'cudnn'\] can. It takes \['num_features'\]")):
+      attention.attend(*_qkv(), impl="linear", **asked)
+  with pytest.raises(ValueError, match=r"'num_features'; \['linear'\] can"):
+    attention.attend(*_qkv(), num_features=2)
+  with pytest.raises(ValueError, match="none can .did you mean 'scale'"):
+    attention.attend(*_qkv(), scal=2)
+  with pytest.raises(ValueError, match="There is an attention 'linear'"):
+    attention.register("linear")(_linear)
+
+
+def test_cudnn_says_what_it_needs():
+  with pytest.raises(ValueError, match="needs an Nvidia GPU.*'cpu' here"):
+    attention.attend(*_qkv(), impl="cudnn")
+
+
+def test_masks_and_shapes_that_do_not_fit_are_refused():
+  q, k, v = _qkv()
+  with pytest.raises(ValueError, match="must be bool, this one is float32"):
+    attention.attend(q, k, v, mask=np.ones((N, S), np.float32))
+  with pytest.raises(ValueError, match=r"mask must broadcast.*\[2, 4, 3, 4\]"):
+    attention.attend(q, k, v, mask=np.ones((S, N), bool))
+  with pytest.raises(ValueError, match="bias must broadcast"):
+    attention.attend(q, k, v, bias=np.ones((1, B, M, N, S), np.float32))
+  for bad in ((q[..., :4], k, v), (q[:1], k, v), (q, k[:, :2], v),
+              (q, k[:, :, :3], v[:, :, :3]), (q[0], k[0], v[0]),
+              (q.astype(jnp.bfloat16), k, v)):
+    with pytest.raises(ValueError, match="m_kv divides m; it got q "):
+      attention.attend(*bad)
+
+
+def test_module_has_the_parameters_and_the_output_of_flax():
+  x, x_kv = (np.random.default_rng(i).normal(size=(B, n, 8)).astype(np.float32)
+             for i, n in enumerate((N, S)))
+  theirs = nn.MultiHeadDotProductAttention(num_heads=2)
+  params = theirs.init(jax.random.key(0), x, x_kv)
+  params = jax.tree.map(
+      lambda p: p + np.random.default_rng(p.size).normal(size=p.shape), params)
+  ours = attention.MultiHeadAttention(num_heads=2)
+  shapes = jax.eval_shape(ours.init, jax.random.key(0), x, x_kv)
+  assert (jax.tree.map(lambda p: (p.shape, p.dtype), shapes) ==
+          jax.tree.map(lambda p: (p.shape, p.dtype), params))
+  np.testing.assert_allclose(
+      ours.apply(params, x, x_kv), theirs.apply(params, x, x_kv),
+      rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+      ours.apply(params, x), theirs.apply(params, x, x), rtol=1e-4, atol=1e-5)
+
+
+def test_module_with_fewer_heads_for_keys_and_values():
+  x = np.random.default_rng(0).normal(size=(B, N, 8)).astype(np.float32)
+  module = attention.MultiHeadAttention(num_heads=4, num_kv_heads=1)
+  params = module.init(jax.random.key(0), x)
+  assert params["params"]["query"]["kernel"].shape == (8, 4, 2)
+  assert params["params"]["value"]["kernel"].shape == (8, 1, 2)
+  # One head that all share is as many equal ones.
+  full = jax.tree.map(lambda p: p, params)
+  for name in ("key", "value"):
+    full["params"][name] = jax.tree.map(
+        lambda p: jnp.repeat(p, 4, axis=-2), params["params"][name])
+  np.testing.assert_allclose(
+      module.apply(params, x),
+      attention.MultiHeadAttention(num_heads=4).apply(full, x),
+      rtol=1e-5, atol=1e-6)
+
+
+def test_module_reads_options_from_its_string():
+  x = np.random.default_rng(0).normal(size=(B, N, 8)).astype(np.float32)
+  def apply(attn):
+    module = attention.MultiHeadAttention(num_heads=2, attention=attn)
+    return module.init_with_output(jax.random.key(0), x)[0]
+  np.testing.assert_allclose(
+      apply("dense"), apply("xla(scale=0.5)"), rtol=1e-5, atol=1e-6)
+  assert np.abs(apply("dense") - apply("dense(scale=3.0)")).max() > 1e-3
+  with pytest.raises(ValueError, match="need names"):
+    apply("dense(0.5)")
+  with pytest.raises(ValueError, match="width 8 does not divide.*num_heads 3"):
+    attention.MultiHeadAttention(num_heads=3).init(jax.random.key(0), x)
