@@ -45,7 +45,8 @@ def build(config: config_lib.Config) -> Built:
   rules = sharding.make_rules(mesh, config.get("sharding_rules"))
   batch_sharding = sharding.batch_sharding(mesh, rules)
 
-  data = input_pipeline.make_training(config.input, seed=seed)
+  data = input_pipeline.make_training(
+      config.input, seed=seed, pp_modules=config.get("pp_modules"))
   sharding.check_divides(
       data.batch_size, batch_sharding, "config.input.batch_size")
   total_steps = config_lib.duration(
@@ -72,4 +73,5 @@ def make_evaluators(config: config_lib.Config, built: Built):
       batch_sharding=built.batch_sharding,
       batch_size=config.get("batch_size_eval", built.info.batch_size),
       total_steps=built.info.total_steps, data_size=built.info.data_size,
-      train_batch_size=built.info.batch_size)
+      train_batch_size=built.info.batch_size,
+      pp_modules=config.get("pp_modules"))

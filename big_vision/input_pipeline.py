@@ -549,9 +549,12 @@ def _shuffle(place, size, seed, block, salt):
   There is one for every (seed, block, salt), `block` of the shape of `place`.
   """
   import tensorflow as tf
-  seed = tf.fill(tf.shape(block), np.int64(4 * seed + salt))
-  return tf.random.experimental.index_shuffle(
-      place, tf.stack([seed, block], axis=-1), np.int64(size - 1))
+  fill = lambda value: tf.fill(tf.shape(block), np.int64(value))
+  # The raw op: tf.random.experimental.index_shuffle pads vectors of seeds along
+  # the wrong axis (TensorFlow 2.21).
+  return tf.raw_ops.RandomIndexShuffle(
+      index=place, seed=tf.stack([fill(salt), fill(seed), block], axis=-1),
+      max_index=np.int64(size - 1), rounds=4)
 
 
 def _slots(weights: Mapping[str, float]) -> list[int]:

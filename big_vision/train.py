@@ -24,6 +24,7 @@ from big_vision import metrics
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import tree
+from big_vision.evaluators import common as evaluators
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "What to train: FILE.py or FILE.py:arg=value,...",
@@ -84,7 +85,8 @@ def train(config: config_lib.Config, workdir: str):
   restored = checkpoints.restore(built.shapes)
   if restored is None and resume is not None:
     restored = checkpoint.Checkpoints(
-        os.path.join(resume, "checkpoints")).restore(built.shapes)
+        os.path.join(resume, "checkpoints"), read_only=True).restore(
+            built.shapes)
   if restored is None:
     first_step, saved = 0, {}
     state = state_lib.make(task, info, built.rng_init, built.shapes,
@@ -107,11 +109,9 @@ def train(config: config_lib.Config, workdir: str):
 
   def evaluate(step):
     """Metrics of all evaluators that are due after `step`."""
-    values = {}
-    for evaluator in evals:
-      if evaluator.due(step):
-        with chrono.paused(f"eval/{evaluator.name}"):
-          values.update(evaluator.run({**state, "frozen": frozen}))
+    values = evaluators.run_all(
+        [evaluator for evaluator in evals if evaluator.due(step)],
+        {**state, "frozen": frozen}, chrono.paused)
     if values:
       launch.say(metrics.format_evals(step, values))
     return values

@@ -79,7 +79,7 @@ def test_same_seed_same_run(finished, tmp_path):
   assert _rows(other)[5]["training_loss"] != _rows(finished)[5]["training_loss"]
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 7, 11])
+@pytest.mark.parametrize("stop_after", [1, 6])
 def test_stopped_and_continued_is_bit_identical(
     finished, tmp_path, monkeypatch, stop_after):
   with monkeypatch.context() as patch:
@@ -141,8 +141,8 @@ def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"lr_mutls": 1}, "config.lr_mutls.*'lr_mults'"),
-    ({"input.cache_rwa": True}, "config.input.cache_rwa.*'cache_raw'"),
+    ({"lr_mutls": 1, "input.cache_rwa": True},
+     r"(?s)config.input.cache_rwa.*'cache_raw'.*config.lr_mutls.*'lr_mults'"),
     ({"model.dept": 1}, "config.model.dept does not exist.*'depth'"),
     ({"model_name": "vti"}, "Unknown model 'vti'.*'vit'"),
     ({"loss": "softmax_exnt"}, "'softmax_exnt'.*'softmax_xent'"),

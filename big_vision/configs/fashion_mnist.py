@@ -48,6 +48,6 @@ def get_config(arg=None):
   config.evals.test = dict(
       type="classification",
       data=dict(name="fashion_mnist", split="test"),
-      pp_fn=f"decode(channels=1)|{pp_common}",
+      pp_fn=f"decode(channels=1)|central_crop(28)|{pp_common}",
       loss_name="softmax_xent", log_epochs=1)
   return config

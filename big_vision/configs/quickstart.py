@@ -59,6 +59,7 @@ def get_config(arg=None):
       pool_type="gap", posemb="sincos2d")
 
   config.loss = "softmax_xent"
+  config.mixup = dict(p=0.4)
   config.optax_name = "scale_by_adam"
   config.optax = dict(b2=0.99)
   config.grad_clip_norm = 1.0

@@ -11,6 +11,7 @@ TensorFlow is imported when data is opened, not when a module is.
 """
 
 import collections
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
@@ -160,6 +161,31 @@ def make_evaluators(
           twin_name, twin_prefix, evaluator, log_steps, skip_first,
           total_steps))
   return made
+
+
+def run_all(
+    scheduled: Iterable[Scheduled], state: Mapping[str, Any],
+    around: Callable[[str], Any] = contextlib.nullcontext) -> dict[str, float]:
+  """What all these evaluators measure.
+
+  Args:
+    scheduled: of `make_evaluators`.
+    state: of the task, with "frozen".
+    around: name -> context manager in which that evaluator runs.
+
+  Raises:
+    ConfigError: two evaluators measure something under the same name.
+  """
+  values = {}
+  for evaluator in scheduled:
+    with around(f"eval/{evaluator.name}"):
+      for name, value in evaluator.run(state):
+        if name in values:
+          raise config_lib.ConfigError(
+              f"config.evals.{evaluator.name} measures {name!r}, which another "
+              "evaluator does too; give it another `prefix`.")
+        values[name] = value
+  return values
 
 
 def plain(value):

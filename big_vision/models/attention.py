@@ -4,8 +4,8 @@ An implementation is a function registered under a name. Its keyword-only
 arguments say what it can honour; `attend` refuses the rest, so that a mask is
 never dropped silently. To add one, write and register it here.
 
-Dimensions: b batch, n queries, s keys, m heads, d features of a head; with
-fewer heads for keys and values, each serves `groups` consecutive query heads.
+Dimensions: b batch, n queries, s keys, m heads of the queries, m_kv of keys and
+values, g = m / m_kv query heads to each of those, d features of a head.
 """
 
 from collections.abc import Callable

@@ -89,9 +89,11 @@ def posemb_sincos2d(h: int, w: int, width: int, temperature: float = 10_000.):
         f"posemb='sincos2d' wants a width that is a multiple of 4 and at least "
         f"8, it is {width}.")
   omega = temperature ** -(np.arange(width // 4) / (width // 4 - 1))
-  y, x = np.mgrid[:h, :w].reshape(2, -1, 1) * omega
-  posemb = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
-  return jnp.asarray(posemb[None], jnp.float32)
+  y, x = jnp.asarray(
+      np.mgrid[:h, :w].reshape(2, h * w, 1), jnp.float32) * omega
+  # Computed in jnp: as constants of NumPy, they would swell the program.
+  return jnp.concatenate(
+      [jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)[None]
 
 
 class MlpBlock(nn.Module):
@@ -512,22 +514,43 @@ def _renumber(params: Mapping) -> dict:
   return renamed
 
 
+def _has_cls_posemb(num_there: int, num_patches: int, file_posemb_grid):
+  """Whether the first position embedding of a file is the class token's.
+
+  Raises:
+    ValueError: it may be or not; names the argument that would tell.
+  """
+  is_square = lambda n: math.isqrt(n) ** 2 == n
+  if file_posemb_grid is not None:
+    return num_there == math.prod(file_posemb_grid) + 1
+  if num_there == num_patches:
+    return False
+  if is_square(num_there) and num_there - 1 == num_patches:
+    raise ValueError(
+        f"Of {num_there} position embeddings, for {num_patches} patches, the "
+        "first may be the class token's or not; state the (height, width) in "
+        "patches of the file as file_posemb_grid.")
+  return num_there - 1 == num_patches or is_square(num_there - 1)
+
+
 def _fit_posemb(params, num_patches, posemb_grid, file_posemb_grid) -> dict:
   """`params` with a position embedding for as many patches as wanted."""
   posemb = params["pos_embedding"]
-  num_there = posemb.shape[1]
-  # Older files have one for the class token too, the first; adding it to the
-  # token gives the same sum.
-  num_grid = math.prod(file_posemb_grid) if file_posemb_grid else num_patches
-  has_cls = "cls" in params and num_there not in (num_patches, num_grid) and (
-      num_there - 1 == num_grid or
-      (not file_posemb_grid and math.isqrt(num_there - 1) ** 2 == num_there - 1))
-  if has_cls:
+  if "cls" in params and _has_cls_posemb(
+      posemb.shape[1], num_patches, file_posemb_grid):
+    # Older models gave the class token a position; only the sum matters.
     params = {**params, "cls": params["cls"] + posemb[:, :1]}
     posemb = posemb[:, 1:]
-  if posemb.shape[1] != num_patches or (posemb_grid and file_posemb_grid):
-    grid = _infer_grid(posemb.shape[1], file_posemb_grid, "file_posemb_grid")
+  num_there = posemb.shape[1]
+  if num_there != num_patches or posemb_grid or file_posemb_grid:
+    grid = _infer_grid(num_there, file_posemb_grid, "file_posemb_grid")
     new_grid = _infer_grid(num_patches, posemb_grid, "posemb_grid")
+    if (num_there == num_patches and grid != new_grid and
+        not (posemb_grid and file_posemb_grid)):
+      raise ValueError(
+          f"There are as many position embeddings as patches, {num_patches}, "
+          f"which may still be {grid} in the file and {new_grid} in the model; "
+          "state both posemb_grid and file_posemb_grid, or neither.")
     posemb = resample_posemb(posemb, grid, new_grid)
   return {**params, "pos_embedding": posemb}
 
@@ -542,10 +565,11 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
     init_params: the model's parameters, as jax.ShapeDtypeStruct or arrays.
     init_file: one of VANITY_NAMES or an .npz file, see `weights.read_npz`.
     model_cfg: what the model was made with; nothing here depends on it.
-    dont_load: regexes of names to leave out, like "head/.*".
+    dont_load: regexes of the model's names to leave out, like "head/.*".
     posemb_grid: (height, width) in patches of the model's images.
-    file_posemb_grid: the same of the file's. Both are taken to be square where
-      they are not given and it matters, that is, where the numbers differ.
+    file_posemb_grid: the same of the file's. With neither, embeddings are taken
+      as they are if there are as many as patches; what else is not given is
+      taken to be square.
 
   Returns:
     The structure of `init_params`: NumPy arrays, and for what `dont_load`
@@ -563,10 +587,13 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
     params["Transformer"] = weights.stack_blocks(params["Transformer"])
   elif is_stacked and not is_wanted_stacked:
     params["Transformer"] = weights.unstack_blocks(params["Transformer"])
-  leaves_out_posemb = any(
-      re.fullmatch(pattern, "pos_embedding") for pattern in dont_load)
-  if {"pos_embedding"} <= params.keys() & init_params.keys() and (
-      not leaves_out_posemb):
-    params = _fit_posemb(params, init_params["pos_embedding"].shape[1],
-                         posemb_grid, file_posemb_grid)
+  name = "pos_embedding"
+  if name in params and name in init_params and not any(
+      re.fullmatch(pattern, name) for pattern in dont_load):
+    params = _fit_posemb(
+        params, init_params[name].shape[1], posemb_grid, file_posemb_grid)
+  elif posemb_grid or file_posemb_grid:
+    raise ValueError(
+        f"posemb_grid is {posemb_grid} and file_posemb_grid is "
+        f"{file_posemb_grid}, but no {name} is loaded.")
   return weights.fit(params, init_params, dont_load, init_file)

@@ -40,7 +40,7 @@ def read_npz(path: str) -> dict:
   file, subtree = match.groups()
   with _open(file) as stream:
     if not zipfile.is_zipfile(stream):
-      raise ValueError(f"{file} is not what its name says: no .npz file.")
+      raise ValueError(f"{file} is no .npz file, or not all of one.")
     stream.seek(0)
     with np.load(stream, allow_pickle=False) as arrays:
       params = tree.unflatten(
@@ -76,7 +76,7 @@ def _read_array(arrays, name, file):
   """One array of the file."""
   try:
     array = arrays[name]
-  except ValueError as error:
+  except (ValueError, zipfile.BadZipFile) as error:
     raise ValueError(
         f"{name!r} in {file} is pickled or damaged ({error}). Pickles are "
         "refused, because unpickling can run any code; store plain arrays "
@@ -96,10 +96,12 @@ def stack_blocks(encoder: Mapping) -> dict:
   """
   blocks = {int(match[1]): dict(tree.flatten_with_names(encoder[key]))
             for key in encoder if (match := _BLOCK.fullmatch(key))}
-  if sorted(blocks) != list(range(len(blocks))) or not blocks:
+  if sorted(blocks) != list(range(len(blocks))):
     raise ValueError(
         f"Blocks are to be numbered from 0 without gaps; there are "
-        f"{sorted(blocks)}, next to {sorted(set(encoder))}.")
+        f"{sorted(blocks)}.")
+  if not blocks:
+    return dict(encoder)
   def shapes(block):
     return {name: np.shape(leaf) for name, leaf in block.items()}
   for i, block in blocks.items():
@@ -138,8 +140,8 @@ def fit(loaded: Mapping, init, dont_load: Sequence[str], source: str) -> dict:
   Args:
     loaded: nested dict of NumPy arrays.
     init: the model's parameters as jax.ShapeDtypeStruct or arrays.
-    dont_load: regexes; a name that one matches as a whole is not taken from
-      `loaded`, whether or not it is there.
+    dont_load: regexes; a name (as in `init`) that one matches as a whole is
+      not taken from `loaded`, whether or not it is there.
     source: where `loaded` is from, for messages.
 
   Returns:
@@ -173,7 +175,8 @@ def fit(loaded: Mapping, init, dont_load: Sequence[str], source: str) -> dict:
         problems.append(
             f"{name} is {_describe(array)} in {source}, {_describe(leaf)} in "
             "the model")
-      fitted[name] = np.asarray(array).astype(leaf.dtype)
+      else:
+        fitted[name] = array.astype(leaf.dtype, copy=False)
   if problems:
     raise ValueError(
         f"{source} does not fit the model. Leave names out of loading by "

@@ -22,6 +22,7 @@ from big_vision import launch
 from big_vision import metrics
 from big_vision import sharding
 from big_vision import state as state_lib
+from big_vision.evaluators import common as evaluators
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Whose evaluators to run; by default the run's own.",
@@ -42,17 +43,16 @@ def evaluate(config: config_lib.Config, workdir: str, *,
   evals = build_lib.make_evaluators(config, built)
   directory = os.path.join(
       workdir, "checkpoints_best" if best else "checkpoints")
-  restored = checkpoint.Checkpoints(directory).restore(built.shapes, step)
+  restored = checkpoint.Checkpoints(directory, read_only=True).restore(
+      built.shapes, step)
   if restored is None:
     raise config_lib.ConfigError(
         f"{directory} has no checkpoint to evaluate.")
   step, state, _ = restored
   launch.say(f"Evaluating {directory} after step {step}.")
   frozen = state_lib.put_frozen(built.task, built.strategy, built.mesh)
-  values = {}
   with sharding.use(built.mesh, built.rules):
-    for evaluator in evals:
-      values.update(evaluator.run({**state, "frozen": frozen}))
+    values = evaluators.run_all(evals, {**state, "frozen": frozen})
   launch.say(metrics.format_evals(step, values))
   return values
 

@@ -49,11 +49,14 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
     params = tree.merge(init_params(rng, batch), given.get("params", {}))
     return {"params": params, "opt": tx.init(params)}
 
+  source = config.get("model_init")
+  load_options = dict(config.get("model_load", {}))
+
   def load(shapes):
-    if (source := config.get("model_init")) is None:
+    if source is None:
       return {}
     params = config_lib.call(
-        models.load, config.get("model_load", {}), "config.model_load",
+        models.load, load_options, "config.model_load",
         init_params=shapes["params"], init_file=source,
         model_cfg=config.get("model", {}))
     return {"params": tree.keep(

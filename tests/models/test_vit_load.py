@@ -1,5 +1,6 @@
 """Loading published and own weights, from files that the tests write."""
 
+import functools
 import re
 
 from big_vision import tree
@@ -15,6 +16,7 @@ TINY = dict(patch_size=(4, 4), width=8, depth=2, num_heads=2, mlp_dim=12)
 K = 5
 
 
+@functools.cache
 def _shapes(grid=(2, 2), num_classes=K, **kw):
   model = vit.Model(num_classes, **{**TINY, **kw})
   spec = jax.ShapeDtypeStruct((1, 4 * grid[0], 4 * grid[1], 3), jnp.float32)
@@ -240,6 +242,24 @@ def test_grids_that_cannot_be_known_are_asked_for(tmp_path):
     _load(_shapes((2, 4)), path, file_posemb_grid=(2, 3))
   with pytest.raises(ValueError, match=r"posemb_grid is \(3, 3\).*the 8 pos"):
     _load(_shapes((2, 4)), path, file_posemb_grid=(2, 3), posemb_grid=(3, 3))
+  with pytest.raises(ValueError, match="6 position.*file_posemb_grid"):
+    _load(_shapes((3, 2)), path, posemb_grid=(3, 2))
+  square = _save(tmp_path, _values(_shapes((4, 4))), "square.npz")
+  with pytest.raises(ValueError, match=r"\(4, 4\).*\(2, 8\).*state both"):
+    _load(_shapes((2, 8)), square, posemb_grid=(2, 8))
+  with pytest.raises(ValueError, match="no pos_embedding is loaded"):
+    _load(_shapes((2, 8)), square, posemb_grid=(2, 8),
+          dont_load=["pos_embedding"])
+  # 16 may be 4 x 4 or 3 x 5 and a class token.
+  named = _values(_shapes((4, 4), pool_type="tok"))
+  path, shapes = _save(tmp_path, named), _shapes((3, 5), pool_type="tok")
+  with pytest.raises(ValueError, match="Of 16 .* 15 patches.*file_posemb_grid"):
+    _load(shapes, path, posemb_grid=(3, 5))
+  got = _load(shapes, path, posemb_grid=(3, 5), file_posemb_grid=(4, 4))
+  np.testing.assert_array_equal(got["cls"], named["cls"])
+  got = _load(shapes, path, posemb_grid=(3, 5), file_posemb_grid=(3, 5))
+  np.testing.assert_array_equal(
+      got["pos_embedding"], named["pos_embedding"][:, 1:])
 
 
 def test_position_embedding_can_be_left_out(tmp_path):
@@ -324,7 +344,7 @@ def test_pickles_are_refused(tmp_path):
     _load(_shapes(), path)
   whole = tmp_path / "pickle.npz"
   np.array([{"a": 1}], dtype=object).dump(whole)
-  with pytest.raises(ValueError, match="no .npz file"):
+  with pytest.raises(ValueError, match="pickle.npz is no .npz file"):
     _load(_shapes(), str(whole))
 
 
