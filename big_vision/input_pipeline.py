@@ -11,7 +11,10 @@ TensorFlow is imported when a pipeline is built.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import os
 import queue
+import sys
 import threading
 import time
 from typing import Any
@@ -483,13 +486,28 @@ class _Part:
 
 def _import_tensorflow():
   """TensorFlow, kept off the accelerators that jax uses."""
-  import tensorflow as tf
-  for kind in ("GPU", "TPU"):
-    try:
-      tf.config.set_visible_devices([], kind)
-    except RuntimeError:
-      pass  # It runs already, so it has been told.
+  with _quiet():
+    import tensorflow as tf
+    for kind in ("GPU", "TPU"):
+      try:
+        tf.config.set_visible_devices([], kind)
+      except RuntimeError:
+        pass  # It runs already, so it has been told.
   return tf
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Drops what C++ code prints: TensorFlow complains that there is no CUDA."""
+  sys.stderr.flush()
+  kept = os.dup(2)
+  try:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+      os.dup2(nowhere.fileno(), 2)
+      yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
 
 
 def _parallel():

@@ -78,7 +78,8 @@ def train(config: config_lib.Config, workdir: str):
   batches = built.data.start(checkpoints.latest() or 0, built.batch_sharding)
   evals = build_lib.make_evaluators(config, built)
   config.check_all_read()
-  config_lib.store_in_workdir(workdir, config)
+  if jax.process_index() == 0:
+    config_lib.store_in_workdir(workdir, config)
 
   # In this order: this run's own checkpoint, another run's that the config
   # names, parameters that the task loads, from scratch.

@@ -18,11 +18,14 @@ crop (inception_crop, resmall_crop); batch_size; steps; runlocal.
 from big_vision import config as bvcc
 import ml_collections
 
-# name: (what `vit.load` finds, variant)
+# name: (what `vit.load` finds, the model's arguments)
 MODELS = {
-    "vit-i21k-augreg-b/32": ("howto-i21k-B/32", "B/32"),
-    "vit-i21k-augreg-l/16": ("howto-i21k-L/16", "L/16"),
-    "vit-s16": ("i1k-s16-300ep", "S/16"),
+    "vit-i21k-augreg-b/32": (
+        "howto-i21k-B/32", dict(variant="B/32", pool_type="tok")),
+    "vit-i21k-augreg-l/16": (
+        "howto-i21k-L/16", dict(variant="L/16", pool_type="tok")),
+    "vit-s16": ("i1k-s16-300ep", dict(
+        variant="S/16", pool_type="gap", posemb="sincos2d", rep_size=True)),
 }
 # name: (classes, train, validation, test)
 DATASETS = {
@@ -40,7 +43,7 @@ def get_config(arg=None):
       dataset="cifar10", crop="resmall_crop", batch_size=512, steps=10_000,
       runlocal=False)
   num_classes, train, val, test = DATASETS[arg.dataset]
-  init, variant = MODELS[arg.model]
+  init, model = MODELS[arg.model]
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.num_classes = num_classes
@@ -66,7 +69,9 @@ def get_config(arg=None):
   if arg.runlocal:
     config.model = dict(variant="mu/32", pool_type="tok")
   else:
-    config.model = dict(variant=arg.variant or variant, pool_type="tok")
+    config.model = model
+    if arg.variant:
+      config.model.variant = arg.variant
     config.model_init = arg.init or init
     config.model_load = dict(dont_load=["head/kernel", "head/bias"])
 

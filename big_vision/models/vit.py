@@ -539,7 +539,8 @@ def _fit_posemb(params, num_patches, posemb_grid, file_posemb_grid) -> dict:
   if "cls" in params and _has_cls_posemb(
       posemb.shape[1], num_patches, file_posemb_grid):
     # Older models gave the class token a position; only the sum matters.
-    params = {**params, "cls": params["cls"] + posemb[:, :1]}
+    params = {**params, "cls": (params["cls"].astype(np.float32) +
+                                posemb[:, :1].astype(np.float32))}
     posemb = posemb[:, 1:]
   num_there = posemb.shape[1]
   if num_there != num_patches or posemb_grid or file_posemb_grid:

@@ -161,8 +161,8 @@ def fit(loaded: Mapping, init, dont_load: Sequence[str], source: str) -> dict:
       f"matched by nothing in dont_load: {pattern!r}" for pattern in dont_load
       if not any(re.fullmatch(pattern, name) for name in matches)]
   # Two lists, each sorted, so that a reader sees at once what was renamed.
-  for what, ours, theirs in (
-      (f"only in {source}", there, wanted), ("only in the model", wanted, there)):
+  for what, ours, theirs in ((f"only in {source}", there, wanted),
+                             ("only in the model", wanted, there)):
     problems += [f"{what}: {name} {_describe(ours[name])}"
                  for name in sorted(set(ours) - set(theirs) - left_out)]
   fitted = {}

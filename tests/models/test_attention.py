@@ -58,8 +58,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("m_kv", [M, 2, 1])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case,m_kv", [
+    *((case, M) for case in CASES), ("plain", 2), ("plain", 1), ("all", 2),
+    ("all", 1)])
 @pytest.mark.parametrize("impl", IMPLS)
 def test_is_what_loops_give(impl, case, m_kv):
   q, k, v = _qkv(m_kv)

@@ -319,7 +319,7 @@ def test_out_names_and_shapes(pool_type, scan):
   logits, out = jax.eval_shape(
       lambda p, x: model.apply({"params": p}, x), _shapes(model), spec)
   n = H * W + (pool_type == "tok")
-  tokens = lambda width: (B, H * W, width) if pool_type == "none" else (B, width)
+  tokens = lambda c: (B, H * W, c) if pool_type == "none" else (B, c)
   assert {name: leaf.shape for name, leaf in tree.flatten_with_names(out)} == {
       "stem": (B, H, W, D), "with_posemb": (B, H * W, D),
       **{f"encoder/block{i:02d}/{name}": (B, n, D) for i in range(2)

@@ -355,7 +355,7 @@ def test_files_that_are_not_there_or_not_npz(tmp_path):
     _load(_shapes(), "i1k-s16-9ep")
   with pytest.raises(ValueError, match="read from .npz files; 'x.pth' is not"):
     weights.read_npz("x.pth")
-  with pytest.raises(OSError, match="Cannot read nowhere://x.npz .*Download it"):
+  with pytest.raises(OSError, match="Cannot read nowhere://x.npz .*Download"):
     _load(_shapes(), "nowhere://x.npz")
 
 
