@@ -50,6 +50,6 @@ fi
 
 if [[ $1 == pytest ]]; then
   shift
-  exec "$venv/bin/python" -m pytest -n 2 "$@"
+  exec "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
 fi
 exec "$venv/bin/python" -m "$@"

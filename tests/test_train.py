@@ -157,3 +157,15 @@ def test_mistakes_in_the_config_stop_before_training(
   with pytest.raises(config_lib.ConfigError, match=message):
     train_lib.train(_config(**changes), str(tmp_path))
   assert not (tmp_path / "config.json").exists(), "It would block the mended."
+
+
+def test_continuing_another_run_and_keeping_the_best(finished, tmp_path):
+  config = _config(
+      resume=finished, total_steps=14,
+      keep_best=dict(metric="test/prec@1", mode="max"))
+  train_lib.train(config, str(tmp_path))
+  rows = _rows(tmp_path)
+  assert [row["step"] for row in rows] == [13, 14]
+  assert checkpoint.list_steps(str(tmp_path / "checkpoints_best")) == [14]
+  best = checkpoint.read_meta(str(tmp_path / "checkpoints_best"), 14)["best"]
+  assert best == rows[-1]["test/prec@1"]
