@@ -66,7 +66,8 @@ def build(config: config_lib.Config) -> Built:
                shardings, rng_init, rng_train)
 
 
-def make_evaluators(config: config_lib.Config, built: Built):
+def make_evaluators(
+    config: config_lib.Config, built: Built, workdir: str | None = None):
   """The evaluators of the config, their data opened."""
   return evaluators.make_evaluators(
       config.get("evals"), built.task.predict_fns,
@@ -74,4 +75,4 @@ def make_evaluators(config: config_lib.Config, built: Built):
       batch_size=config.get("batch_size_eval", built.info.batch_size),
       total_steps=built.info.total_steps, data_size=built.info.data_size,
       train_batch_size=built.info.batch_size,
-      pp_modules=config.get("pp_modules"))
+      pp_modules=config.get("pp_modules"), workdir=workdir)

@@ -181,13 +181,12 @@ class TrainingPipeline:
     import tensorflow as tf
     if self._counts is None:
       return np.int64(0), self._parts[0].index(position, attempt, self._seed)
-    edges = np.cumsum([0] + self._counts)
+    counts = np.asarray(self._counts, np.int64)
+    edges = np.concatenate([[0], np.cumsum(counts)])
     block, place = position // _MIXTURE_BLOCK, position % _MIXTURE_BLOCK
     slot = _shuffle(place, _MIXTURE_BLOCK, self._seed, block, _SALT_MIXTURE)
     which = tf.searchsorted(edges[1:], [slot], side="right")[0]
-    within = block * tf.gather(self._counts, which) + (
-        slot - tf.gather(edges, which))
-    within = tf.cast(within, tf.int64)
+    within = block * tf.gather(counts, which) + slot - tf.gather(edges, which)
     index = tf.switch_case(which, [
         lambda part=part: part.index(within, attempt, self._seed)
         for part in self._parts])

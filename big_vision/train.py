@@ -76,7 +76,7 @@ def train(config: config_lib.Config, workdir: str):
   # The step to continue from is known from a name alone, so the input can fill
   # its buffers while the rest is made.
   batches = built.data.start(checkpoints.latest() or 0, built.batch_sharding)
-  evals = build_lib.make_evaluators(config, built)
+  evals = build_lib.make_evaluators(config, built, workdir)
   config.check_all_read()
   if jax.process_index() == 0:
     config_lib.store_in_workdir(workdir, config)
@@ -161,9 +161,9 @@ def train(config: config_lib.Config, workdir: str):
   launch.say(
       f"Done: {info.total_steps} steps. Metrics and checkpoints are in "
       f"{workdir}. To look at them:\n"
-      f"  python -m big_vision.tools.report {workdir}\n"
+      f"  bash run.sh big_vision.tools.report {workdir}\n"
       "To evaluate again:\n"
-      f"  python -m big_vision.tools.eval_only --workdir {workdir}")
+      f"  bash run.sh big_vision.tools.eval_only --workdir {workdir}")
 
 
 def main(argv):

@@ -15,7 +15,7 @@ import ml_collections
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, epochs=15)
+  arg = bvcc.parse_arg(arg, epochs=10)
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.total_epochs = arg.epochs

@@ -70,9 +70,13 @@ def get_config(arg=None):
   config.log_training_epochs = 5
   config.ckpt_epochs = 25
 
+  held_out = dict(data=dict(**source, split=held_out),
+                  pp_fn=f"{load}{fit}{scale}|{labels}|{keep}")
   config.evals = dict()
   config.evals.test = dict(
-      type="classification", data=dict(**source, split=held_out),
-      pp_fn=f"{load}{fit}{scale}|{labels}|{keep}",
-      loss_name="softmax_xent", log_epochs=25)
+      type="classification", loss_name="softmax_xent", log_epochs=25,
+      **held_out)
+  config.evals.samples = dict(
+      type="predictions", outfile="{workdir}/predictions.json",
+      skip_first=True, **held_out)
   return config

@@ -76,7 +76,7 @@ def make_evaluators(
     batch_sharding: jax.sharding.NamedSharding, batch_size: int,
     total_steps: int | None = None, data_size: int | None = None,
     train_batch_size: int | None = None,
-    pp_modules: Sequence[str] | None = None,
+    pp_modules: Sequence[str] | None = None, workdir: str | None = None,
     where: str = "config.evals") -> list[Scheduled]:
   """Makes the evaluators that a config asks for.
 
@@ -100,6 +100,7 @@ def make_evaluators(
     data_size: examples of a training epoch, for `log_epochs`.
     train_batch_size: for `log_epochs` and `log_examples`.
     pp_modules: modules with the preprocessing ops; None for the default ones.
+    workdir: of the run; replaces "{workdir}" in the evaluators' strings.
     where: the path of `evals`, for messages.
 
   Returns:
@@ -116,7 +117,9 @@ def make_evaluators(
     if not isinstance(options, Mapping):
       raise config_lib.ConfigError(
           f"{path} is {options!r}; it must be a dict of the evaluator's keys.")
-    rest = dict(options)
+    rest = {key: value.replace("{workdir}", workdir)
+            if workdir and isinstance(value, str) else value
+            for key, value in options.items()}
     def take(key, default=None):
       value = rest.pop(key, None)  # None means "not set".
       return default if value is None else value

@@ -40,7 +40,7 @@ def evaluate(config: config_lib.Config, workdir: str, *,
     ConfigError: there is no such checkpoint.
   """
   built = build_lib.build(config)
-  evals = build_lib.make_evaluators(config, built)
+  evals = build_lib.make_evaluators(config, built, workdir)
   directory = os.path.join(
       workdir, "checkpoints_best" if best else "checkpoints")
   restored = checkpoint.Checkpoints(directory, read_only=True).restore(
