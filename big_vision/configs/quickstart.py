@@ -64,7 +64,7 @@ def get_config(arg=None):
   config.optax = dict(b2=0.99)
   config.grad_clip_norm = 1.0
   config.lr = 2e-3
-  config.wd = 2e-4
+  config.wd = 1e-3
   config.schedule = dict(decay_type="cosine", warmup_percent=0.1)
 
   config.log_training_epochs = 5

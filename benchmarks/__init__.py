@@ -1,0 +1,1 @@
+"""What things cost here, each beside a peer measured in the same run."""
