@@ -50,10 +50,19 @@ def make_ours(variant, size, batch):
 def make_timm(variant, size, batch):
   """The same of timm, or None with the reason."""
   try:
-    import timm
     import torch
-  except Exception as error:  # Broken installations raise all kinds.
-    print(f"timm on torch is left out: {type(error).__name__}: {error}")
+    try:
+      import torchvision  # pylint: disable=unused-import
+    except RuntimeError:
+      # Its compiled half does not load beside a CPU build of torch, and then
+      # misses the declarations of these ops, which no ViT calls.
+      for op in ("nms", "qnms"):
+        torch.library.define(
+            f"torchvision::{op}",
+            "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import timm
+  except ImportError as error:
+    print(f"timm on torch is left out: {error}")
     return None
   name = {"Ti": "tiny", "S": "small", "B": "base"}[variant.split("/")[0]]
   patch = variant.split("/")[1]
