@@ -7,7 +7,9 @@ COMMAND
   bash run.sh big_vision.train --config big_vision/configs/fashion_mnist.py --workdir workdirs/fashion_mnist
 
 EXPECTED (2 CPU cores)
-  MEASURED_PLACEHOLDER
+  86.2 % of the test set after the 10 epochs that are the default, one run, in
+  20 min on cores that other programs used too. The accuracy still rises then;
+  longer runs (`fashion_mnist.py:epochs=40`) have not been measured yet.
 """
 
 from big_vision import config as bvcc
