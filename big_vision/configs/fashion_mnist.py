@@ -8,7 +8,7 @@ COMMAND
 
 EXPECTED (2 CPU cores)
   86.2 % of the test set after the 10 epochs that are the default, one run, in
-  20 min on cores that other programs used too. The accuracy still rises then;
+  22 min on cores that other programs used too. The accuracy still rises then;
   longer runs (`fashion_mnist.py:epochs=40`) have not been measured yet.
 """
 
