@@ -90,7 +90,7 @@ class TrainingPipeline:
   """
 
   def __init__(self, config, seed, pp_modules):
-    tf = _import_tensorflow()
+    _import_tensorflow()
     self._seed = int(seed) % 2 ** 31
     self.batch_size = config["batch_size"]
     if not isinstance(self.batch_size, int) or self.batch_size < 1:
@@ -117,8 +117,8 @@ class TrainingPipeline:
           "read in order: it cannot be mixed, nor can its damaged examples be "
           "replaced (skip_errors). Convert it once: python -m "
           f"big_vision.tools.prepare_dataset {streams[0].name}")
-    specs = [tf.data.Dataset.from_tensors(np.int64(0)).map(
-        lambda p, part=part: part.load_spec(p, self._seed)).element_spec
+    specs = [_element_spec(
+        lambda p, part=part: part.load_spec(p, self._seed), part.where)
              for part in self._parts]
     for part, spec in zip(self._parts[1:], specs[1:]):
       if spec != specs[0]:
@@ -229,7 +229,7 @@ class EvaluationPipeline:
   """
 
   def __init__(self, data, pp, batch_size, sharding, skip_errors, pp_modules):
-    tf = _import_tensorflow()
+    _import_tensorflow()
     sharding_lib.check_divides(batch_size, sharding, "An evaluator's batch_size")
     self._part = _Part(
         {"data": data, "pp": pp}, f"The evaluation of {data}", pp_modules)
@@ -244,8 +244,9 @@ class EvaluationPipeline:
     self.num_skipped = 0
     if not self.num_examples:
       raise DataError(f"{data} is empty.")
-    spec = tf.data.Dataset.from_tensors(np.int64(0)).map(
-        lambda p: self._mask(p, self._part.load_spec(p, None))).element_spec
+    spec = _element_spec(
+        lambda p: self._mask(p, self._part.load_spec(p, None)),
+        self._part.where)
     self.batch_spec = _batch_spec(spec, batch_size, "pp_fn")
 
   def __len__(self):
@@ -617,6 +618,23 @@ def _to_jax_types(example):
         return tf.identity(narrowed)
     return value
   return {key: narrow(value) for key, value in example.items()}
+
+
+def _element_spec(load, where):
+  """Types of the examples that `load` makes of a position; reads none.
+
+  Raises:
+    ConfigError: the preprocessing does not suit the examples.
+  """
+  import tensorflow as tf
+  try:
+    return tf.data.Dataset.from_tensors(np.int64(0)).map(load).element_spec
+  except (ValueError, TypeError) as error:
+    # TensorFlow puts the code's lines before the message.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raise config_lib.ConfigError(
+        f"{where}: the preprocessing does not suit its examples. "
+        f"{lines[-1] if lines else error}") from error
 
 
 def _batch_spec(spec, batch_size, where) -> dict[str, jax.ShapeDtypeStruct]:

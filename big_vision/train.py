@@ -69,8 +69,9 @@ def train(config: config_lib.Config, workdir: str):
   log_every, ckpt_every = every("log_training", 50), every("ckpt")
   checkpoints = checkpoint.Checkpoints(
       os.path.join(workdir, "checkpoints"), keep_every=every("keep_ckpt"))
-  best = checkpoint.Best(os.path.join(workdir, "checkpoints_best"),
-                         **config.get("keep_best", {}))
+  best = config_lib.call(
+      checkpoint.Best, config.get("keep_best", {}), "config.keep_best",
+      directory=os.path.join(workdir, "checkpoints_best"))
   resume, wandb = config.get("resume"), config.get("wandb")
 
   # The step to continue from is known from a name alone, so the input can fill
