@@ -89,6 +89,9 @@ def train(config: config_lib.Config, workdir: str):
     restored = checkpoint.Checkpoints(
         os.path.join(resume, "checkpoints"), read_only=True).restore(
             built.shapes)
+    if restored is None:
+      raise config_lib.ConfigError(
+          f"config.resume={resume!r} has no checkpoints to continue from.")
   if restored is None:
     first_step, saved = 0, {}
     state = state_lib.make(task, info, built.rng_init, built.shapes,

@@ -169,3 +169,8 @@ def test_continuing_another_run_and_keeping_the_best(finished, tmp_path):
   assert checkpoint.list_steps(str(tmp_path / "checkpoints_best")) == [14]
   best = checkpoint.read_meta(str(tmp_path / "checkpoints_best"), 14)["best"]
   assert best == rows[-1]["test/prec@1"]
+
+
+def test_another_run_that_is_not_there_is_no_fresh_start(tmp_path):
+  with pytest.raises(config_lib.ConfigError, match="no checkpoints to continue"):
+    train_lib.train(_config(resume=str(tmp_path / "missing")), str(tmp_path))
