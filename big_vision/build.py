@@ -4,6 +4,7 @@ Training, evaluating and planning a run all start here, so that a config means
 the same to each of them.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -31,8 +32,13 @@ class Built(NamedTuple):
   rng_train: jax.Array
 
 
-def build(config: config_lib.Config) -> Built:
+def build(config: config_lib.Config, devices=None) -> Built:
   """Builds the mesh, the data, the task and the shape of its state.
+
+  Args:
+    config: the whole config of a run.
+    devices: of the mesh; None for all there are. They may be such that nothing
+      can run on them, only be compiled for.
 
   Raises:
     ConfigError: whatever in the config cannot be.
@@ -41,7 +47,7 @@ def build(config: config_lib.Config) -> Built:
       "big_vision.trainers", config.get("trainer", "classification"), "trainer")
   seed = config.get("seed", 0)
   rng_init, rng_train = jax.random.split(jax.random.key(seed))
-  mesh = sharding.make_mesh(config.get("mesh", sharding.DEFAULT_MESH))
+  mesh = sharding.make_mesh(config.get("mesh", sharding.DEFAULT_MESH), devices)
   rules = sharding.make_rules(mesh, config.get("sharding_rules"))
   batch_sharding = sharding.batch_sharding(mesh, rules)
 
@@ -64,6 +70,31 @@ def build(config: config_lib.Config) -> Built:
   shapes = state_lib.with_shardings(shapes, shardings)
   return Built(mesh, rules, batch_sharding, data, info, task, strategy, shapes,
                shardings, rng_init, rng_train)
+
+
+class LoopOptions(NamedTuple):
+  """What the config says of the loop itself; periods are in steps."""
+  log_every: int
+  ckpt_every: int | None
+  keep_ckpt_every: int | None
+  keep_best: Mapping[str, Any]
+  resume: str | None
+  wandb: Mapping[str, Any] | None
+
+
+def loop_options(config: config_lib.Config, info: Info) -> LoopOptions:
+  """Reads what no task, data or evaluator does.
+
+  Raises:
+    ConfigError: a period that is said twice or is none.
+  """
+  def every(name, default=None):
+    return config_lib.duration(
+        name, config, batch_size=info.batch_size, data_size=info.data_size,
+        total_steps=info.total_steps, default=default)
+  return LoopOptions(
+      every("log_training", 50), every("ckpt"), every("keep_ckpt"),
+      config.get("keep_best", {}), config.get("resume"), config.get("wandb"))
 
 
 def make_evaluators(

@@ -6,7 +6,7 @@ read (a typo, an option that does not exist) stops the run before it costs.
 """
 
 import ast
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import difflib
 import importlib
 import inspect
@@ -14,9 +14,12 @@ import json
 import os
 import pkgutil
 import re
+import sys
+import traceback
 import types
 from typing import Any
 
+from absl import flags
 import ml_collections
 
 _UNITS = ("steps", "epochs", "examples", "percent")
@@ -31,6 +34,36 @@ def nearest(word: str, options: Iterable[str]) -> str:
   """" (did you mean 'x'?)" for the option most like `word`, else ""."""
   matches = difflib.get_close_matches(str(word), map(str, options), n=1)
   return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+  """For `app.run(main, flags_parser=parse_flags)`: strict, and for people.
+
+  What the command line gets wrong ends the process with exit code 2 and a
+  message: a flag that does not exist, `--config.a.b=value` with a path that the
+  config does not have or a value of another type. What a config file itself
+  raises keeps its traceback.
+
+  Returns:
+    The arguments that are no flags, the program's name first.
+  """
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    message = str(error)
+  except ConfigError as error:
+    message = str(error)
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    ours = (os.path.dirname(ml_collections.__file__),
+            os.path.dirname(os.path.dirname(flags.__file__)), __file__)
+    if any(not frame.filename.startswith(ours)
+           for frame in traceback.extract_tb(error.__traceback__)):
+      raise
+    message = (f"The command line sets what the config does not have: {error}"
+               if isinstance(error, (AttributeError, KeyError)) else
+               f"The command line cannot be used: {error}")
+  print(message, file=sys.stderr, flush=True)
+  sys.exit(2)
 
 
 def call(fn: Callable, kwargs: Mapping[str, Any], where: str, **given):

@@ -139,6 +139,8 @@ class TrainingPipeline:
     """
     sharding_lib.check_divides(
         self.batch_size, sharding, "config.input.batch_size")
+    for part in self._parts:
+      part.fill_cache()
     rows = _local_rows(sharding, self.batch_size)
     dataset = self._dataset(first_batch, rows)
     return Batches(
@@ -449,9 +451,9 @@ class _Part:
           f"{where}.data is {options}; it needs a `name`, or weights of the "
           "sources of a mixture.")
     self.source = core.open_source(**options)
-    if config.get("cache_raw", False):
-      self.source = core.in_memory(self.source)
-    self.is_stream = isinstance(self.source, core.StreamSource)
+    self._cache_raw = config.get("cache_raw", False)
+    self.is_stream = not self._cache_raw and isinstance(
+        self.source, core.StreamSource)
     if self.is_stream:
       self.buffer_size = config.get("shuffle_buffer_size", 10_000)
     kw = {} if pp_modules is None else {"modules": tuple(pp_modules)}
@@ -461,6 +463,11 @@ class _Part:
 
   def __len__(self):
     return len(self.source)
+
+  def fill_cache(self):
+    """Reads all that is stored, once, if the config wants it in memory."""
+    if self._cache_raw:
+      self.source = core.in_memory(self.source)
 
   def index(self, position, attempt, seed):
     """Which example is at `position` (int64[] or int64[n]) of training."""
@@ -479,9 +486,9 @@ class _Part:
   def load_spec(self, position, seed):
     """Like an example, for its types."""
     import tensorflow as tf
-    if not self.is_stream:
-      return self.finish(position, self.source.read(position), seed)
-    return self.finish(position, self.source.parse(tf.constant(b"")), seed)
+    if isinstance(self.source, core.StreamSource):
+      return self.finish(position, self.source.parse(tf.constant(b"")), seed)
+    return self.finish(position, self.source.read(position), seed)
 
 
 def _import_tensorflow():

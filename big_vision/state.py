@@ -58,11 +58,16 @@ def make(task: Task, info: Info, rng, shapes, shardings) -> State:
   return init(rng, given)
 
 
+def infer_frozen(frozen, strategy, mesh):
+  """The shardings of a task's frozen arrays: like those of parameters."""
+  return sharding.infer(
+      frozen, strategy if jax.tree.leaves(frozen) else (), mesh)
+
+
 def put_frozen(task: Task, strategy, mesh):
-  """The task's frozen arrays on the devices, sharded like parameters."""
+  """The task's frozen arrays on the devices."""
   frozen = task.frozen()
-  return sharding.put(frozen, sharding.infer(
-      frozen, strategy if jax.tree.leaves(frozen) else (), mesh))
+  return sharding.put(frozen, infer_frozen(frozen, strategy, mesh))
 
 
 def check_changed(old: Mapping, changed: Mapping):

@@ -3,6 +3,7 @@ r"""ViT-S/16 on ImageNet-1k: the plain baseline of arXiv:2205.01580.
 
 COMMAND
   python -m big_vision.train --config big_vision/configs/vit_s16_i1k.py --workdir gs://BUCKET/vit_s16_i1k
+  python -m big_vision.tools.plan --config big_vision/configs/vit_s16_i1k.py --topology v5e:2x4
 
   on every worker of a TPU slice:
   bash big_vision/run_tpu.sh big_vision.train --config big_vision/configs/vit_s16_i1k.py --workdir gs://BUCKET/vit_s16_i1k

@@ -5,6 +5,8 @@ Stored as ArrayRecord they are read by index; stored as TFRecord they stream.
 """
 
 from collections.abc import Sequence
+import contextlib
+import contextvars
 import fnmatch
 import json
 import os
@@ -25,6 +27,20 @@ _NUM_INTERLEAVED = 16
 # What stands in for a record that cannot be read, before the reason. No
 # serialized proto starts with zero.
 _UNREADABLE = b"\0unreadable: "
+# What a plan knows of datasets that are not prepared where it is made. The
+# numbers are those of the datasets' authors and of TFDS' catalogue.
+_NUM_EXAMPLES = {
+    "imagenet2012": {"train": 1_281_167, "validation": 50_000},
+    "imagenet2012_real": {"validation": 50_000},
+    "imagenet_v2": {"test": 10_000},
+    "imagenet21k": {"full": 14_197_122},
+    "cifar10": {"train": 50_000, "test": 10_000},
+    "cifar100": {"train": 50_000, "test": 10_000},
+    "oxford_iiit_pet": {"train": 3_680, "test": 3_669},
+    "oxford_flowers102": {"train": 1_020, "validation": 1_020, "test": 6_149},
+}
+# Names that were opened so; None where that is not wanted.
+_DECLARED = contextvars.ContextVar("declared", default=None)
 
 
 class NotPreparedError(config_lib.ConfigError):
@@ -149,7 +165,15 @@ def open_tfds(
     DataError: files of the split are missing; names one.
   """
   import tensorflow_datasets as tfds
-  prepared = find_prepared(dataset, find_data_dir(data_dir))
+  try:
+    prepared = find_prepared(dataset, find_data_dir(data_dir))
+  except NotPreparedError:
+    missing = _DECLARED.get()
+    source = missing is not None and _declare(dataset, split, skip_decode)
+    if not source:
+      raise
+    missing.add(dataset)
+    return source
   builder = tfds.builder_from_directory(prepared.directory)
   formats = stored_formats(builder.info)
   if "array_record" in formats:
@@ -165,18 +189,62 @@ def open_tfds(
       info.replace(filename_template=info.filename_template.replace(
           filetype_suffix=file_format))
       for info in builder.info.splits.values()])
-  try:
-    parts = splits[split].file_instructions
-  except (KeyError, ValueError, NotImplementedError) as error:
-    sizes = {name: info.num_examples for name, info in splits.items()}
-    raise config_lib.ConfigError(
-        f"{prepared} has no split {split!r}{config_lib.nearest(split, sizes)}; "
-        f"it has {sizes}, and parts of them such as 'train[:98%]' and "
-        f"'train[100:]+test'. ({error})") from error
+  parts = _select(splits, split, str(prepared)).file_instructions
   if not parts:
     raise config_lib.ConfigError(f"{prepared}: split {split!r} is empty.")
   _check_files(parts)
   return source_class(parts, builder.info.features, skip_decode, str(prepared))
+
+
+def _select(splits, split: str, name: str):
+  """The part of the `tfds.core.SplitDict` that `split` names."""
+  try:
+    return splits[split]
+  except (KeyError, ValueError, NotImplementedError) as error:
+    sizes = {key: info.num_examples for key, info in splits.items()}
+    raise config_lib.ConfigError(
+        f"{name} has no split {split!r}{config_lib.nearest(split, sizes)}; "
+        f"it has {sizes}, and parts of them such as 'train[:98%]' and "
+        f"'train[100:]+test'. ({error})") from error
+
+
+@contextlib.contextmanager
+def declared_if_missing():
+  """Within it, datasets that are not prepared open as what is known of them.
+
+  Shapes, types and numbers of examples are true, there are no examples: it is
+  for planning runs whose data is elsewhere. Yields the set of their names.
+  """
+  token = _DECLARED.set(set())
+  try:
+    yield _DECLARED.get()
+  finally:
+    _DECLARED.reset(token)
+
+
+def _declare(dataset: str, split: str, skip_decode) -> "DeclaredSource | None":
+  """A dataset that is not here, if its features and sizes are known."""
+  import tensorflow_datasets as tfds
+  name, config, _ = _parse_name(dataset)
+  sizes = _NUM_EXAMPLES.get(name)
+  if sizes is None or config:
+    return None
+  if name == "imagenet21k":  # Not in TFDS; users make it in this form.
+    features = tfds.features.FeaturesDict({
+        "image": tfds.features.Image(),
+        "labels": tfds.features.Sequence(
+            tfds.features.ClassLabel(num_classes=21_843))})
+  else:
+    features = tfds.builder_cls(name)().info.features
+  splits = tfds.core.SplitDict([
+      tfds.core.SplitInfo(
+          name=key, shard_lengths=[count], num_bytes=0,
+          filename_template=tfds.core.ShardedFileTemplate(
+              data_dir=".", dataset_name=name, split=key,
+              filetype_suffix="array_record"))
+      for key, count in sizes.items()])
+  parts = _select(splits, split, name).file_instructions
+  return DeclaredSource(parts, features, skip_decode, name)
 
 
 def stored_formats(info) -> list[str]:
@@ -310,6 +378,21 @@ class ArrayRecordSource(_Records, core.RecordSource):
 
   def describe(self, index):
     return self.describe_position(index)
+
+
+class DeclaredSource(_Records, core.Source):
+  """A TFDS dataset of which only the declaration is known.
+
+  See `declared_if_missing`. Reading can be traced, and fails if it is run.
+  """
+
+  def read(self, index):
+    import tensorflow as tf
+    # Of `index`: parsing a constant would be tried while it is traced.
+    return self.parse(tf.strings.as_string(index))
+
+  def describe(self, index):
+    return f"{self.describe_position(index)}, which is not here"
 
 
 def _allow_open_files(count: int) -> None:

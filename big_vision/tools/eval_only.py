@@ -78,4 +78,4 @@ def main(argv):
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("workdir")
-  app.run(main)
+  app.run(main, flags_parser=config_lib.parse_flags)

@@ -1,0 +1,298 @@
+"""What a compiled program does: memory, traffic, collectives; and its FLOPs.
+
+Two views, since neither knows everything. The jaxpr (`count_flops`) knows what
+was asked for, whatever the device, and how often a scan repeats. The program
+that XLA made (`Program`) knows what one device does, but its `cost_analysis`
+counts the body of a loop once; its text says how often the body runs.
+"""
+
+import collections
+from collections.abc import Iterator
+import dataclasses
+import functools
+import math
+import re
+from typing import NamedTuple
+
+import jax
+from jax.extend import core as jax_core
+from jax.interpreters import partial_eval
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all",
+               "collective-permute")
+
+# Bytes of what XLA's text calls its types; others have none ("token").
+_BYTES = dict(pred=1, s4=.5, u4=.5, s8=1, u8=1, s16=2, u16=2, f16=2, bf16=2,
+              s32=4, u32=4, f32=4, s64=8, u64=8, f64=8, c64=8, c128=16)
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"  (?:ROOT )?%([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r" ([a-z][\w\-]*)\(")
+_CALLED = re.compile(
+    r"(?:calls|body|condition|to_apply|true_computation|false_computation)="
+    r"%([\w.\-]+)|branch_computations=\{([^}]*)\}")
+# These move nothing, or what they call does.
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast",
+         "while", "conditional", "call", "async-start", "async-update",
+         "after-all", "partition-id", "replica-id", "iota")
+
+
+class Instruction(NamedTuple):
+  """A line of a program's text.
+
+  Attributes:
+    name: unique in the program.
+    opcode: "fusion", "all-reduce", ...
+    bytes_out: of what it makes.
+    operands: names of what it reads.
+    called: names of the computations it calls.
+    text: the rest of the line.
+  """
+  name: str
+  opcode: str
+  bytes_out: float
+  operands: tuple[str, ...]
+  called: tuple[str, ...]
+  text: str
+
+  @property
+  def op_name(self) -> str:
+    """The path of the JAX operation it came from, "" if unknown."""
+    found = re.search(r'op_name="([^"]*)"', self.text)
+    return found[1] if found else ""
+
+  @property
+  def trip_count(self) -> int:
+    """How often a while loop runs its body; 1 if the compiler does not know."""
+    found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.text)
+    return int(found[1]) if found else 1
+
+
+class Collective(NamedTuple):
+  """A transfer between devices, as one device sees it.
+
+  Attributes:
+    kind: one of COLLECTIVES.
+    num_bytes: the larger of what goes in and what comes out.
+    group_size: devices that take part together.
+    count: how often it runs in one execution of the program.
+    op_name: the path of the JAX operation it came from.
+  """
+  kind: str
+  num_bytes: float
+  group_size: int
+  count: int
+  op_name: str
+
+  @property
+  def bytes_on_links(self) -> float:
+    """Bytes that a device must at least send, all executions together.
+
+    Of n devices: an all-gather, reduce-scatter or all-to-all of S bytes sends
+    S (n - 1) / n, an all-reduce twice that, a permutation S.
+    """
+    if self.kind == "collective-permute":
+      return self.num_bytes * self.count
+    factor = 2 if self.kind == "all-reduce" else 1
+    return (factor * self.num_bytes * (self.group_size - 1)
+            / self.group_size * self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A compiled program: what XLA says of it, per device.
+
+  Args:
+    compiled: jax.stages.Compiled.
+  """
+  compiled: jax.stages.Compiled
+
+  @property
+  def peak_bytes(self) -> int:
+    """Most memory at any time, arguments and results included."""
+    return self.compiled.memory_analysis().peak_memory_in_bytes
+
+  @property
+  def argument_bytes(self) -> int:
+    """Memory of the arguments: of a training step, the state and the batch."""
+    return self.compiled.memory_analysis().argument_size_in_bytes
+
+  @functools.cached_property
+  def bytes_accessed(self) -> float:
+    """Bytes that all instructions together read and write.
+
+    XLA's number, scaled by what the repetitions of loops add to our own count.
+    """
+    once = sum(self._traffic(i) for _, i in self._walk(repeat=False))
+    really = sum(n * self._traffic(i) for n, i in self._walk())
+    return self._cost("bytes accessed") * (really / once if once else 1)
+
+  @functools.cached_property
+  def collectives(self) -> list[Collective]:
+    """Every transfer between devices."""
+    found = []
+    for count, instruction in self._walk(into_fusions=True):
+      kind = instruction.opcode.removesuffix("-start")
+      if kind in COLLECTIVES:
+        ins = sum(self._size(name) for name in instruction.operands)
+        out = instruction.bytes_out
+        # The result of an asynchronous start holds its operands too.
+        if instruction.opcode.endswith("-start") and kind != "all-reduce":
+          out -= ins
+        found.append(Collective(
+            kind, max(ins, out), _group_size(instruction.text), count,
+            instruction.op_name))
+    return found
+
+  def traffic(self) -> dict[str, float]:
+    """{JAX operation: bytes read and written}, largest first; our own count."""
+    by_name = collections.Counter()
+    for count, instruction in self._walk():
+      by_name[instruction.op_name] += count * self._traffic(instruction)
+    return dict(by_name.most_common())
+
+  @functools.cached_property
+  def _text(self) -> str:
+    return self.compiled.as_text()
+
+  def _cost(self, name: str) -> float:
+    cost = self.compiled.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    return (cost or {}).get(name, 0.)
+
+  @functools.cached_property
+  def _computations(self) -> dict[str, list[Instruction]]:
+    """{name: instructions}; the entry is "" too."""
+    computations = {}
+    for line in self._text.splitlines():
+      if head := _COMPUTATION.match(line):
+        current = computations[head[2]] = []
+        if head[1]:
+          computations[""] = current
+      elif match := _INSTRUCTION.match(line):
+        current.append(_parse(match[1], match[2]))
+    return computations
+
+  @functools.cached_property
+  def _sizes(self) -> dict[str, float]:
+    return {i.name: i.bytes_out for instructions in
+            self._computations.values() for i in instructions}
+
+  def _size(self, name: str) -> float:
+    return self._sizes.get(name, 0)
+
+  def _traffic(self, instruction: Instruction) -> float:
+    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+      return 0
+    return instruction.bytes_out + sum(map(self._size, instruction.operands))
+
+  def _walk(self, name: str = "", count: int = 1, *, repeat: bool = True,
+            into_fusions: bool = False) -> Iterator[tuple[int, Instruction]]:
+    """(how often, instruction) of all that runs."""
+    for instruction in self._computations.get(name, ()):
+      yield count, instruction
+      if instruction.opcode == "while":
+        inner = count * (instruction.trip_count if repeat else 1)
+      elif into_fusions or instruction.opcode in (
+          "call", "conditional", "async-start"):
+        inner = count
+      else:
+        continue
+      for called in instruction.called:
+        yield from self._walk(
+            called, inner, repeat=repeat, into_fusions=into_fusions)
+
+
+def _num_bytes(shape: str) -> float:
+  """Bytes of all arrays in a (tuple) shape, tiling not counted."""
+  return sum(
+      _BYTES.get(dtype, 0) * math.prod(int(d) for d in dims.split(",") if d)
+      for dtype, dims in _SHAPE.findall(shape))
+
+
+def _parse(name: str, text: str) -> Instruction:
+  found = _OPCODE.search(text, _end_of_tuple(text))
+  opcode, start = found[1], found.end()
+  operands = text[start:text.index(")", start)]
+  called = []
+  for one, several in _CALLED.findall(text, start):
+    called += [one] if one else re.findall(r"%([\w.\-]+)", several)
+  return Instruction(
+      name, opcode, _num_bytes(text[:start]),
+      tuple(re.findall(r"%([\w.\-]+)", operands)), tuple(called), text[start:])
+
+
+def _end_of_tuple(text: str) -> int:
+  """Where a shape that is a tuple ends; 0 if it is none."""
+  depth = 0
+  for place, char in enumerate(text if text[0] == "(" else ""):
+    depth += (char == "(") - (char == ")")
+    if not depth:
+      return place
+  return 0
+
+
+def _group_size(text: str) -> int:
+  """Devices in a group of a collective's `replica_groups`."""
+  if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", text):
+    return int(found[2])
+  if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+    return found[1].count(",") + 1
+  # Axes of a mesh with sizes, and those of them (or a part: "axis":(1)2) that
+  # are reduced over.
+  if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+    return math.prod(
+        int(part or sizes[name]) for name, part in re.findall(
+            r"'(\w+)'(?::\(\d+\)(\d+))?", found[2]))
+  return 1
+
+
+def count_flops(jaxpr) -> float:
+  """Floating-point operations of matrix products and convolutions.
+
+  A multiply and an add are two. What no result depends on is not counted, since
+  no compiler keeps it. Loops count as often as they run (a `while`,
+  whose count is not known, once), the branches of a `cond` as the largest. What
+  is elementwise is not counted, as is the custom of the literature.
+
+  Args:
+    jaxpr: a traced program, `jax.make_jaxpr(fn)(*args).jaxpr` or that of
+      `jax.jit(fn).trace(*args)`.
+  """
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _count(jaxpr)
+
+
+def _count(jaxpr) -> float:
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  total = 0.
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "dot_general":
+      (contracted, _), _ = eqn.params["dimension_numbers"]
+      shape = eqn.invars[0].aval.shape
+      total += 2. * math.prod(eqn.outvars[0].aval.shape) * math.prod(
+          shape[dim] for dim in contracted)
+    elif eqn.primitive.name == "conv_general_dilated":
+      total += _conv_flops(eqn)
+    elif eqn.primitive.name == "cond":
+      total += max(map(_count, eqn.params["branches"]))
+    else:
+      inner = sum(map(_count, jax_core.jaxprs_in_params(eqn.params)))
+      total += inner * eqn.params.get("length", 1) if (
+          eqn.primitive.name == "scan") else inner
+  return total
+
+
+def _conv_flops(eqn) -> float:
+  """Two for every pair of an output and a kernel element that meet.
+
+  A dilated input (of strided convolutions' gradients) is mostly zeros; they are
+  not counted.
+  """
+  numbers = eqn.params["dimension_numbers"]
+  out, kernel = eqn.outvars[0].aval.shape, eqn.invars[1].aval.shape
+  taps = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+  dilation = math.prod(eqn.params["lhs_dilation"])
+  return 2. * math.prod(out) * taps / dilation
