@@ -1,0 +1,270 @@
+"""BiT as in its paper: ResNets that normalize before each convolution.
+
+This is the form (ResNet "v2") of the published weights. `bit` has the plain
+one, and the parts that both have in common.
+
+Source: arXiv:1912.11370, arXiv:1603.05027; the parameter names of
+google-research/big_vision.
+
+Dimensions: b batch, h w rows and columns, c channels, k classes.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from big_vision import tree
+from big_vision.models import bit
+from big_vision.models import common
+from big_vision.models import weights
+
+POOL_PADDINGS = ("lowest", "zero")
+
+
+def standardize_var(kernel):
+  """Mean 0 and variance 1 for each output: divided by root(variance + 1e-10).
+
+  Args:
+    kernel: float32[h, w, c, outputs].
+  """
+  kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2))
+  var = jnp.mean(kernel ** 2, axis=(0, 1, 2))
+  return kernel / jnp.sqrt(var + 1e-10)
+
+
+_StdConv = functools.partial(bit.StdConv, standardize=standardize_var)
+# One more than `bit` has: published weights have these shapes.
+_GroupNorm = functools.partial(
+    bit.GroupNorm, epsilon=1e-5, param_shape=(1, 1, 1))
+
+
+class ResidualUnit(nn.Module):
+  """Three convolutions beside a residual, each after GroupNorm and ReLU.
+
+  Attributes: see `bit.ResidualUnit`.
+  """
+  mid: int
+  width: int
+  strides: tuple[int, int] = (1, 1)
+  groups: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """[b, h, w, c] -> [b, new h, new w, width]."""
+    conv = functools.partial(_StdConv, dtype=self.dtype)
+    norm = functools.partial(_GroupNorm, dtype=self.dtype)
+    residual = x
+    x = nn.relu(norm(name="gn1")(x))
+    if x.shape[-1] != self.width or self.strides != (1, 1):
+      # Of what is normalized already, other than in `bit`.
+      residual = conv(self.width, strides=self.strides, name="conv_proj")(x)
+    x = conv(self.mid, name="conv1")(x)
+    x = nn.relu(norm(name="gn2")(x))
+    # One pixel on each side: "SAME" would put it below and right with strides.
+    x = conv(self.mid, (3, 3), self.strides, padding=((1, 1), (1, 1)),
+             groups=self.groups, name="conv2")(x)
+    x = nn.relu(norm(name="gn3")(x))
+    return bit.constrain(residual + conv(self.width, name="conv3")(x))
+
+
+class RootBlock(nn.Module):
+  """To a quarter of the resolution; neither normalized nor rectified."""
+  width: int
+  pool_padding: str
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """[b, h, w, c] -> [b, ceil(h / 4), ceil(w / 4), width]."""
+    x = _StdConv(self.width, (7, 7), (2, 2), padding=((3, 3), (3, 3)),
+                 dtype=self.dtype, name="conv_root")(x)
+    margin = ((1, 1), (1, 1))
+    if self.pool_padding == "zero":
+      x, margin = jnp.pad(x, ((0, 0), *margin, (0, 0))), "VALID"
+    return bit.constrain(nn.max_pool(x, (3, 3), (2, 2), margin))
+
+
+class Model(nn.Module):
+  """ResNet v2 with GroupNorm and standardized weights.
+
+  Images are float32[b, height, width, channels], by custom in [-1, 1], of any
+  size.
+
+  Attributes:
+    num_classes: of the head; None has no head and returns features.
+    depth: one of `bit.DEPTHS`, or the number of units in each stage.
+    width: factor of the channels; with 1 the root has 64. A multiple of 1/2.
+    groups: of the 3 x 3 convolutions.
+    group_width: channels of each group in the first stage, doubled from stage
+      to stage; None is 64 * width / groups.
+    head_zeroinit: whether the head's kernel starts at zero.
+    pool_padding: what max pooling sees around its input, whose values are of
+      either sign: "lowest", nothing, as in big_vision; or "zero", as where the
+      paper's weights were trained.
+    dtype_mm: dtype of activations. Parameters, their standardization, GroupNorm
+      statistics, pooling, pre_logits and logits are float32 regardless.
+  """
+  num_classes: int | None = None
+  depth: int | Sequence[int] = 50
+  width: float = 1.0
+  groups: int = 1
+  group_width: int | None = None
+  head_zeroinit: bool = True
+  pool_padding: str = "lowest"
+  dtype_mm: str = "float32"
+
+  @nn.compact
+  def __call__(self, image, *, train: bool = False):
+    """Classifies images.
+
+    Args:
+      image: float32[b, height, width, channels].
+      train: taken as of every model; changes nothing here.
+
+    Returns:
+      logits: float32[b, k]; without a head the features, float32[b, c].
+      out: what is on the way, names in order, in dtype_mm unless said:
+        stem [b, h, w, 64 * width], h = ceil(height / 4),
+        stageI/unitJJ [b, h, w, c], both counted from 1, h halved (and rounded
+        up) and c doubled from stage to stage,
+        norm_pre_head [b, h, w, c], the same before ReLU as
+        pre_logits_2d float32[b, h, w, c], pre_logits float32[b, c], and with a
+        head logits_2d float32[b, h, w, k] (the head at each pixel) and
+        logits float32[b, k].
+
+    Raises:
+      ValueError: no images, unknown options, channels that do not divide.
+    """
+    del train
+    bit.check_image(image)
+    common.check_choice("pool_padding", self.pool_padding, POOL_PADDINGS)
+    dtype = common.compute_dtype(self.dtype_mm)
+    units = bit.units_per_stage(self.depth)
+    widths = bit.stage_widths(
+        self.width, self.groups, self.group_width, len(units))
+    out = {}
+
+    x = out["stem"] = RootBlock(
+        int(64 * self.width), self.pool_padding, dtype,
+        name="root_block")(image)
+    for i, (num_units, (mid, width)) in enumerate(zip(units, widths), 1):
+      x, out[f"stage{i}"] = bit.Stage(
+          num_units, mid, width, strides=(1, 1) if i == 1 else (2, 2),
+          groups=self.groups, dtype=dtype, unit=ResidualUnit,
+          unit_name="unit{:02d}", name=f"block{i}")(x)
+    x = out["norm_pre_head"] = _GroupNorm(
+        dtype=jnp.float32, name="norm-pre-head")(x)
+    x = bit.classify(nn.relu(x), self.num_classes, self.head_zeroinit, out)
+    return x, out
+
+
+_BUCKET = "gs://bit_models/"
+
+# Where the published weights of an R50x1 are that was distilled with patience,
+# arXiv:2106.05237, and of the R152x2 which taught it, at two resolutions.
+VANITY_NAMES = {
+    "FunMatch-224px-i1k82.8": f"{_BUCKET}distill/R50x1_224.npz",
+    "FunMatch-160px-i1k80.5": f"{_BUCKET}distill/R50x1_160.npz",
+    "BiT-M R152x2 imagenet2012 ic224": f"{_BUCKET}distill/R152x2_T_224.npz",
+    "BiT-M R152x2 imagenet2012 rc384": f"{_BUCKET}distill/R152x2_T_384.npz",
+}
+
+# (depth, width) of what the paper publishes.
+_OF_THE_PAPER = ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
+
+
+def _find(init_file: str, model_cfg: Mapping[str, Any]) -> str:
+  """The file of a published checkpoint; a path of an .npz file is left as is.
+
+  Raises:
+    ValueError: neither, or the paper has no such model.
+  """
+  match = re.fullmatch(r"([SML])(-.+)?", init_file)
+  if match is None or ".npz" in init_file:
+    of_the_paper = dict.fromkeys(("S", "M", "M-imagenet2012"))  # To be listed.
+    return weights.find(init_file, {**VANITY_NAMES, **of_the_paper})
+  depth, width = model_cfg.get("depth", 50), model_cfg.get("width", 1)
+  if (depth, width) not in _OF_THE_PAPER:
+    raise ValueError(
+        f"There is {init_file!r} of the (depth, width) {_OF_THE_PAPER}; the "
+        f"model has {(depth, width)}.")
+  upstream, downstream = match.groups(default="")
+  # The name of the dataset in the files is not that of TFDS.
+  downstream = re.sub("^-imagenet2012$", "-ILSVRC2012", downstream)
+  return f"{_BUCKET}BiT-{upstream}-R{depth}x{width:g}{downstream}.npz"
+
+
+def fix_old_params(params: Mapping) -> dict:
+  """Parameters of TensorFlow files under today's names and shapes.
+
+  They are all below "resnet", convolutions are called standardized_conv2d or,
+  in some files, standardized_conv2d_12; scale and bias of GroupNorm are gamma
+  and beta, of shape [c]; the head is a 1 x 1 convolution.
+
+  Raises:
+    ValueError: a name in such a file that stands for nothing here.
+  """
+  if "resnet" not in params:
+    return dict(params)
+  fixed = {}
+  for name, leaf in tree.flatten_with_names(params["resnet"]):
+    new = _fix_old_name(name)
+    if new.startswith("head/"):
+      leaf = leaf.reshape(leaf.shape[-2:] if leaf.ndim > 1 else leaf.shape)
+    elif new.endswith(("/scale", "/bias")):
+      leaf = leaf.reshape(1, 1, 1, -1)
+    fixed[new] = leaf
+  return tree.unflatten(fixed)
+
+
+def _fix_old_name(name: str) -> str:
+  """resnet/`name` -> today's."""
+  new = re.sub(r"standardized_conv2d(_\d+)?/kernel$", "conv/kernel", name)
+  new = new.replace("/gamma", "/scale").replace("/beta", "/bias")
+  for pattern, replacement in (
+      (r"root_block/conv/(kernel)", "root_block/conv_root/{}"),
+      (r"group_norm/(scale|bias)", "norm-pre-head/{}"),
+      (r"head/conv2d/(kernel|bias)", "head/{}")):
+    if match := re.fullmatch(pattern, new):
+      return replacement.format(*match.groups())
+  match = re.fullmatch(
+      r"(block\d+/unit\d+)/([abc])/(conv|group_norm|proj/conv)/(\w+)", new)
+  if match is None:
+    raise ValueError(
+        f"{name!r} is in a TensorFlow file of BiT, but is no part of the "
+        "model; there are root_block, block1/unit01/a, ..., group_norm, head.")
+  unit, letter, kind, leaf = match.groups()
+  place = "abc".index(letter) + 1
+  part = {"conv": f"conv{place}", "group_norm": f"gn{place}",
+          "proj/conv": "conv_proj"}[kind]
+  return f"{unit}/{part}/{leaf}"
+
+
+def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
+         dont_load: Sequence[str] = ()) -> dict:
+  """Parameters of a file, fitted to a model; also of TensorFlow files.
+
+  Args:
+    init_params: the model's parameters, as jax.ShapeDtypeStruct or arrays.
+    init_file: one of VANITY_NAMES; or "S", "M" (pre-trained on ILSVRC-2012,
+      ImageNet-21k), "M-imagenet2012", "M-run0-caltech101" (then fine-tuned,
+      the latter the first of three times); or an .npz file, see
+      `weights.read_npz`.
+    model_cfg: what the model was made with; its depth and width tell which of
+      the paper's files is meant.
+    dont_load: regexes of the model's names to leave out, like "head/.*".
+
+  Returns:
+    The structure of `init_params`: NumPy arrays, and for what `dont_load`
+    leaves out, the leaf that was given.
+
+  Raises:
+    ValueError: what does not fit, all at once, see `weights.fit`.
+  """
+  params = fix_old_params(weights.read_npz(_find(init_file, model_cfg)))
+  return weights.fit(params, init_params, dont_load, init_file)

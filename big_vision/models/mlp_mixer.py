@@ -1,0 +1,271 @@
+"""MLP-Mixer: MLPs that mix tokens take turns with MLPs that mix channels.
+
+Source: arXiv:2105.01601, with the parameter names of google-research/big_vision
+and, like there, no dropout.
+
+Dimensions: b batch, h w rows and columns of patches, n tokens, d width,
+k classes.
+"""
+
+from collections.abc import Mapping, Sequence
+import inspect
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from big_vision.models import common
+from big_vision.models import weights
+
+# name: (width, depth, tokens_mlp_dim, channels_mlp_dim)
+VARIANTS = {
+    "S": (512, 8, 256, 2048),
+    "B": (768, 12, 384, 3072),
+    "L": (1024, 24, 512, 4096),
+    "H": (1280, 32, 640, 5120),
+}
+
+
+def decode_variant(variant: str | None) -> dict[str, Any]:
+  """The model arguments that a variant stands for.
+
+  Args:
+    variant: "B/16": a name in VARIANTS and the side of a patch; "B" leaves the
+      patch open; None is {}.
+
+  Raises:
+    ValueError: any other; lists the names.
+
+  Source: arXiv:2105.01601, Table 1.
+  """
+  if variant is None:
+    return {}
+  name, slash, side = variant.partition("/")
+  if name not in VARIANTS or (slash and not re.fullmatch(r"\d+", side)):
+    raise ValueError(
+        f"Unknown Mixer variant {variant!r}; use one of {list(VARIANTS)}, then "
+        "/ and the side of a patch, like 'B/16'.")
+  args = dict(zip(
+      ("width", "depth", "tokens_mlp_dim", "channels_mlp_dim"), VARIANTS[name]))
+  if slash:
+    args["patch_size"] = (int(side), int(side))
+  return args
+
+
+class Mlp(nn.Module):
+  """Two dense layers with a GELU between, on the last axis."""
+  mlp_dim: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    width = x.shape[-1]
+    x = nn.Dense(self.mlp_dim, dtype=self.dtype)(x)
+    x = common.constrain(x, "act_batch", None, "act_mlp")
+    # The approximation by tanh, as published weights were trained with.
+    x = nn.gelu(x, approximate=True)
+    return nn.Dense(width, dtype=self.dtype)(x)
+
+
+class MixerBlock(nn.Module):
+  """Mixes tokens, then channels, each beside a residual.
+
+  `out` has what the branches give, "token_mixing" and "channel_mixing", and the
+  sums, "+token_mixing" and "+channel_mixing".
+
+  Source: arXiv:2105.01601, Eq. 1.
+  """
+  tokens_mlp_dim: int
+  channels_mlp_dim: int
+  stoch_depth_mode: str = "inverted"
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, rate, train: bool):
+    """[b, n, d] -> [b, n, d], out; `rate` of stochastic depth or None."""
+    out = {}
+    # Normalized over channels here too: only the MLP sees tokens as features.
+    y = nn.LayerNorm(dtype=self.dtype)(x)
+    y = Mlp(self.tokens_mlp_dim, self.dtype, name="token_mixing")(
+        jnp.swapaxes(y, 1, 2))
+    y = out["token_mixing"] = jnp.swapaxes(y, 1, 2)
+    x = out["+token_mixing"] = self._add(x, y, rate, train)
+
+    y = nn.LayerNorm(dtype=self.dtype)(x)
+    y = out["channel_mixing"] = Mlp(
+        self.channels_mlp_dim, self.dtype, name="channel_mixing")(y)
+    x = out["+channel_mixing"] = self._add(x, y, rate, train)
+    return x, out
+
+  def _add(self, x, y, rate, train):
+    """Adds a branch to the residual, or what is left of it in training."""
+    if rate is not None:
+      y = common.drop_branch(
+          y, rate, self.make_rng("dropout") if train else None,
+          mode=self.stoch_depth_mode, train=train)
+    return common.constrain(x + y, "act_batch", "act_len", "act_emb")
+
+
+class Mixer(nn.Module):
+  """MLP-Mixer; make it with `Model`.
+
+  Images are float32[b, height, width, channels], by custom in [-1, 1]. All have
+  the size of those the parameters were made with: the MLPs that mix tokens have
+  one input per place of the grid.
+
+  Attributes:
+    num_classes: of the head, which starts at zero; None has no head and returns
+      features.
+    patch_size: (height, width) of patches, in pixels.
+    width: of the tokens.
+    depth: number of blocks.
+    tokens_mlp_dim: hidden width of the MLPs that mix tokens.
+    channels_mlp_dim: hidden width of the MLPs that mix channels.
+    stoch_depth: rate of stochastic depth of the last block, see
+      `common.stoch_depth_rates`; per example, independent for both branches.
+    stoch_depth_mode: see `common.drop_branch`.
+    remat_policy: what to keep for the backward pass, see `common.remat`.
+    dtype_mm: dtype of activations. Parameters, LayerNorm statistics, pooling,
+      pre_logits and logits are float32 regardless.
+  """
+  num_classes: int | None = None
+  patch_size: int | Sequence[int] = (16, 16)
+  width: int = 768
+  depth: int = 12
+  tokens_mlp_dim: int = 384
+  channels_mlp_dim: int = 3072
+  stoch_depth: float = 0.0
+  stoch_depth_mode: str = "inverted"
+  remat_policy: str = "none"
+  dtype_mm: str = "float32"
+
+  @nn.compact
+  def __call__(self, image, *, train: bool = False):
+    """Classifies images.
+
+    Args:
+      image: float32[b, height, width, channels].
+      train: whether stochastic depth acts; it draws from the rng stream
+        "dropout".
+
+    Returns:
+      logits: float32[b, k]; without a head the features, float32[b, d].
+      out: what is on the way, names in order, in dtype_mm unless said:
+        stem [b, h, w, d],
+        encoder/blockNN/{token_mixing, +token_mixing, channel_mixing,
+        +channel_mixing} and encoder/pre_ln [b, n, d],
+        encoded float32[b, n, d], pre_logits_2d float32[b, h, w, d],
+        pre_logits float32[b, d], and with a head
+        logits_2d float32[b, h, w, k] (the head at each patch) and
+        logits float32[b, k].
+
+    Raises:
+      ValueError: sizes that are no multiple of the patch or other than those
+        the parameters are for, unknown options.
+    """
+    common.check_choice(
+        "stoch_depth_mode", self.stoch_depth_mode, common.STOCH_DEPTH_MODES)
+    dtype = common.compute_dtype(self.dtype_mm)
+    patch_size = (
+        (self.patch_size,) * 2 if isinstance(self.patch_size, int)
+        else tuple(self.patch_size))
+    if image.ndim != 4 or any(
+        pixels % patch or not pixels
+        for pixels, patch in zip(image.shape[1:3], patch_size)):
+      raise ValueError(
+          "Images must be [b, height, width, channels] with height and width "
+          f"multiples of patch_size {patch_size}; they are "
+          f"{list(image.shape)}.")
+    self._check_grid(image.shape, patch_size)
+    out = {"encoder": {}}
+
+    x = out["stem"] = nn.Conv(
+        self.width, patch_size, strides=patch_size, padding="VALID",
+        dtype=dtype, name="stem")(image)
+    b, h, w, d = x.shape
+    x = common.constrain(
+        x.reshape(b, h * w, d), "act_batch", "act_len", "act_emb")
+
+    block = common.remat(MixerBlock, self.remat_policy)
+    rates = common.stoch_depth_rates(self.stoch_depth, self.depth)
+    for i, rate in enumerate(rates):
+      x, out["encoder"][f"block{i:02d}"] = block(
+          tokens_mlp_dim=self.tokens_mlp_dim,
+          channels_mlp_dim=self.channels_mlp_dim,
+          stoch_depth_mode=self.stoch_depth_mode, dtype=dtype,
+          name=f"MixerBlock_{i}")(x, rate or None, train)
+    out["encoder"]["pre_ln"] = x
+
+    # From here on float32: means over tokens and logits are sensitive.
+    x = out["encoded"] = nn.LayerNorm(
+        name="pre_head_layer_norm", dtype=jnp.float32)(x)
+    x_2d = out["pre_logits_2d"] = x.reshape(b, h, w, d)
+    x = out["pre_logits"] = jnp.mean(x, axis=1)
+    if self.num_classes:
+      head = nn.Dense(
+          self.num_classes, kernel_init=nn.initializers.zeros, name="head")
+      out["logits_2d"], out["logits"] = head(x_2d), head(x)
+      x = out["logits"]
+    return x, out
+
+  def _check_grid(self, shape, patch_size):
+    """Raises ValueError if the parameters there are mix another grid."""
+    if self.is_initializing() or not self.has_variable(
+        "params", "MixerBlock_0"):
+      return
+    first = self.get_variable("params", "MixerBlock_0")
+    num_mixed = first["token_mixing"]["Dense_0"]["kernel"].shape[0]
+    h, w = (pixels // patch for pixels, patch in zip(shape[1:3], patch_size))
+    if h * w != num_mixed:
+      raise ValueError(
+          f"Images {list(shape)} have {h} x {w} = {h * w} patches of "
+          f"{patch_size}, but the parameters mix {num_mixed}: a Mixer takes "
+          "images of the size it was made for only. Resize the images, or make "
+          "a model for theirs.")
+
+
+def Model(num_classes: int | None = None, *, variant: str | None = None,
+          **kw) -> Mixer:  # pylint: disable=invalid-name
+  """A Mixer; `variant` ("B/16") gives the sizes that `kw` does not."""
+  return Mixer(num_classes, **{**decode_variant(variant), **kw})
+
+
+# What `Model` takes, spelt out, so that a config's misspelt key is found.
+_fields = dict(inspect.signature(Mixer).parameters)
+_variant = inspect.signature(Model).parameters["variant"]
+Model.__signature__ = inspect.Signature([
+    _fields.pop("num_classes"), _variant,
+    *(field.replace(kind=field.KEYWORD_ONLY) for field in _fields.values())])
+
+
+# Where the published weights are; buckets come and go, so `load` also takes the
+# path of a copy. All take images of 224 x 224.
+VANITY_NAMES = {
+    f"{size}-{short}/16": f"gs://mixer_models/{data}/Mixer-{size}_16.npz"
+    for short, data in (("i1k", "imagenet1k"), ("i21k", "imagenet21k"))
+    for size in ("B", "L")
+}
+
+
+def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
+         dont_load: Sequence[str] = ()) -> dict:
+  """Parameters of a file, fitted to a model.
+
+  Args:
+    init_params: the model's parameters, as jax.ShapeDtypeStruct or arrays.
+    init_file: one of VANITY_NAMES or an .npz file, see `weights.read_npz`.
+    model_cfg: what the model was made with; nothing here depends on it.
+    dont_load: regexes of the model's names to leave out, like "head/.*".
+
+  Returns:
+    The structure of `init_params`: NumPy arrays, and for what `dont_load`
+    leaves out, the leaf that was given.
+
+  Raises:
+    ValueError: what does not fit, all at once, see `weights.fit`. That includes
+      the weights that mix tokens, if the images have another size.
+  """
+  del model_cfg  # `init_params` say it all.
+  params = weights.read_npz(weights.find(init_file, VANITY_NAMES))
+  return weights.fit(params, init_params, dont_load, init_file)

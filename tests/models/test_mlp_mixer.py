@@ -1,0 +1,580 @@
+"""The Mixer against its definition in NumPy, float64, and against timm's."""
+
+import functools
+import math
+
+from big_vision import config as config_lib
+from big_vision import losses
+from big_vision import sharding
+from big_vision import tree
+from big_vision.models import common
+from big_vision.models import mlp_mixer
+import flax.errors
+import jax
+from jax import ad_checkpoint
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+# Nothing is square here, so that transposed axes do not go unnoticed.
+TINY = dict(patch_size=(4, 2), width=8, depth=2, tokens_mlp_dim=5,
+            channels_mlp_dim=12)
+B, H, W, D, K = 3, 2, 3, 8, 5
+N = H * W
+IMAGE_SHAPE = (B, 4 * H, 2 * W, 3)
+
+
+def _image():
+  return np.random.default_rng(0).uniform(-1, 1, IMAGE_SHAPE).astype(np.float32)
+
+
+@functools.cache
+def _shapes(model, shape=IMAGE_SHAPE):
+  spec = jax.ShapeDtypeStruct(shape, jnp.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), spec)["params"]
+
+
+def _params(model, scale=0.4):
+  """Parameters none of which is zero or one, by name and not by order."""
+  def draw(name, leaf):
+    rng = np.random.default_rng(sum(map(ord, name)))
+    around = 1.0 if name.endswith("scale") else 0.0
+    return (around + scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+  return tree.map_with_names(draw, _shapes(model))
+
+
+# These programs run once: compiling them is what takes time.
+_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def _compiled(model):
+  return _jit(model.apply)
+
+
+def _apply(model, params, image):
+  return _compiled(model)({"params": params}, image)
+
+
+# --- The definition -----------------------------------------------------------
+
+
+def _mlp(x, p):
+  x = x @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"]
+  x = x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+  return x @ p["Dense_1"]["kernel"] + p["Dense_1"]["bias"]
+
+
+def _layer_norm(x, p):
+  """[n, d]: every token by itself."""
+  return np.stack([
+      (token - token.mean()) / math.sqrt(token.var() + 1e-6) * p["scale"]
+      + p["bias"] for token in x])
+
+
+def _numpy_mixer(params, image):
+  """Logits [k] of one image [height, width, c]."""
+  p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+  x = np.stack([
+      image[4 * y:4 * y + 4, 2 * z:2 * z + 2].reshape(-1)
+      @ p["stem"]["kernel"].reshape(24, -1)
+      for y in range(H) for z in range(W)]) + p["stem"]["bias"]
+  for i in range(2):
+    block = p[f"MixerBlock_{i}"]
+    # One channel after the other: each is a vector of n numbers.
+    y = _layer_norm(x, block["LayerNorm_0"])
+    x = x + np.stack([_mlp(y[:, c], block["token_mixing"])
+                      for c in range(x.shape[1])], axis=1)
+    y = _layer_norm(x, block["LayerNorm_1"])
+    x = x + np.stack([_mlp(token, block["channel_mixing"]) for token in y])
+  x = _layer_norm(x, p["pre_head_layer_norm"]).mean(axis=0)
+  return x @ p["head"]["kernel"] + p["head"]["bias"]
+
+
+def test_logits_are_those_of_the_definition():
+  """X4, X7: LayerNorm over channels, then transpose; norm, mean, head."""
+  model = mlp_mixer.Model(K, **TINY)
+  params, image = _params(model), _image()
+  logits, _ = _apply(model, params, image)
+  assert logits.dtype == jnp.float32 and np.abs(logits).max() > 0.5
+  for i in range(B):
+    np.testing.assert_allclose(
+        logits[i], _numpy_mixer(params, image[i].astype(np.float64)),
+        rtol=2e-4, atol=2e-4)
+
+
+def test_layer_norm_epsilon_is_1e6():
+  """V4: seen only where tokens hardly vary."""
+  model = mlp_mixer.Model(K, **TINY)
+  params, image = _params(model), _image()
+  params["stem"] = jax.tree.map(
+      lambda leaf: leaf * np.float32(1e-3), params["stem"])
+  for block in ("MixerBlock_0", "MixerBlock_1"):
+    params[block] = jax.tree.map(np.zeros_like, params[block])
+  logits, _ = _apply(model, params, image)
+  np.testing.assert_allclose(
+      logits[0], _numpy_mixer(params, image[0].astype(np.float64)),
+      rtol=1e-4, atol=1e-4)
+
+
+def test_gelu_is_the_approximation_by_tanh():
+  """V4: it differs from the exact one by up to 4.7e-4."""
+  x = jnp.linspace(-4, 4, 801)
+  eye = {"kernel": jnp.eye(801), "bias": jnp.zeros(801)}
+  params = {"Dense_0": eye, "Dense_1": eye}
+  np.testing.assert_allclose(
+      mlp_mixer.Mlp(801).apply({"params": params}, x),
+      _mlp(np.asarray(x, np.float64), params), atol=1e-5)
+
+
+def test_order_of_channels_is_arbitrary_and_of_tokens_is_not():
+  """X4."""
+  model = mlp_mixer.Model(K, **TINY)
+  params, image = _params(model), _image()
+  logits, _ = _apply(model, params, image)
+  order = np.random.default_rng(1).permutation(D)
+  def permute(name, leaf):
+    if name.startswith("stem") or "LayerNorm" in name or "layer_norm" in name:
+      return leaf[..., order]
+    if name.endswith(("channel_mixing/Dense_0/kernel", "head/kernel")):
+      return leaf[order]
+    if "channel_mixing/Dense_1" in name:
+      return leaf[..., order]
+    return leaf
+  same, _ = _apply(model, tree.map_with_names(permute, params), image)
+  np.testing.assert_allclose(same, logits, rtol=1e-4, atol=1e-4)
+  upside_down = np.concatenate([image[:, 4:], image[:, :4]], axis=1)
+  other, _ = _apply(model, params, upside_down)
+  assert np.abs(other - logits).max() > 0.05
+
+
+# --- Sizes --------------------------------------------------------------------
+
+
+def _count(num_classes, **kw):
+  model = mlp_mixer.Model(num_classes, **kw)
+  return tree.num_elements(_shapes(model, (1, 224, 224, 3)))
+
+
+@pytest.mark.parametrize("variant,count", [
+    ("S/16", 18_528_264), ("S/32", 19_104_624), ("B/16", 59_880_472),
+    ("B/32", 60_293_428), ("L/16", 208_196_168)])
+def test_parameter_counts(variant, count):
+  """X5: timm's models have as many, measured."""
+  assert _count(1000, variant=variant) == count
+
+
+def test_parameter_count_of_the_largest():
+  """arXiv:2105.01601, Table 1: H/14 has 431 million, without a head."""
+  assert round(_count(None, variant="H/14") / 1e6) == 431
+
+
+def test_parameter_names_and_shapes():
+  """What published weights depend on."""
+  wanted = {
+      "stem/kernel": (4, 2, 3, D), "stem/bias": (D,),
+      "pre_head_layer_norm/scale": (D,), "pre_head_layer_norm/bias": (D,),
+      "head/kernel": (D, K), "head/bias": (K,)}
+  for i in range(2):
+    for name, shape in (
+        ("LayerNorm_0/scale", (D,)), ("LayerNorm_0/bias", (D,)),
+        ("LayerNorm_1/scale", (D,)), ("LayerNorm_1/bias", (D,)),
+        ("token_mixing/Dense_0/kernel", (N, 5)),
+        ("token_mixing/Dense_0/bias", (5,)),
+        ("token_mixing/Dense_1/kernel", (5, N)),
+        ("token_mixing/Dense_1/bias", (N,)),
+        ("channel_mixing/Dense_0/kernel", (D, 12)),
+        ("channel_mixing/Dense_0/bias", (12,)),
+        ("channel_mixing/Dense_1/kernel", (12, D)),
+        ("channel_mixing/Dense_1/bias", (D,))):
+      wanted[f"MixerBlock_{i}/{name}"] = shape
+  for policy in ("none", "nothing_saveable"):
+    shapes = dict(tree.flatten_with_names(
+        _shapes(mlp_mixer.Model(K, **TINY, remat_policy=policy))))
+    assert {name: leaf.shape for name, leaf in shapes.items()} == wanted
+    assert {str(leaf.dtype) for leaf in shapes.values()} == {"float32"}
+
+
+def test_initial_values():
+  model = mlp_mixer.Model(K, patch_size=8, width=64, depth=1, tokens_mlp_dim=96,
+                      channels_mlp_dim=128)
+  params = _jit(model.init)(
+      jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+  block = params["MixerBlock_0"]
+  for mixing, hidden in (("token_mixing", 96), ("channel_mixing", 128)):
+    for layer, fan_in in (("Dense_0", 64), ("Dense_1", hidden)):
+      np.testing.assert_allclose(  # LeCun's.
+          block[mixing][layer]["kernel"].std(), fan_in ** -0.5, rtol=0.06)
+      assert not block[mixing][layer]["bias"].any()
+  np.testing.assert_allclose(
+      params["stem"]["kernel"].std(), (8 * 8 * 3) ** -0.5, rtol=0.06)
+  assert (params["pre_head_layer_norm"]["scale"] == 1).all()
+
+
+def test_training_starts_at_the_loss_of_knowing_nothing():
+  """X7: the head starts at zero."""
+  model = mlp_mixer.Model(K, **TINY)
+  params = _jit(model.init)(jax.random.key(0), _image())["params"]
+  logits, _ = _apply(model, params, _image())
+  loss = losses.softmax_xent(logits=logits, labels=jnp.eye(K)[:B])
+  np.testing.assert_allclose(loss, math.log(K), rtol=1e-6)
+
+
+def test_variants():
+  assert mlp_mixer.decode_variant(None) == {}
+  assert mlp_mixer.decode_variant("L/16") == dict(
+      width=1024, depth=24, tokens_mlp_dim=512, channels_mlp_dim=4096,
+      patch_size=(16, 16))
+  assert "patch_size" not in mlp_mixer.decode_variant("B")
+  assert mlp_mixer.Model(variant="S/16", depth=3).depth == 3
+  for bad in ("X/16", "S16", "S/", "S/16x16", "s/16", ""):
+    with pytest.raises(ValueError, match=f"variant '{bad}'.*'S', 'B', 'L', 'H"):
+      mlp_mixer.decode_variant(bad)
+
+
+def test_misspelt_argument_of_a_config_is_found():
+  for wrong, right in (("varient", "variant"), ("token_mlp", "tokens_mlp_dim")):
+    with pytest.raises(config_lib.ConfigError, match=f"mean '{right}'"):
+      config_lib.call(mlp_mixer.Model, {wrong: 1}, "config.model", num_classes=2)
+
+
+# --- Outputs ------------------------------------------------------------------
+
+
+def test_out_names_and_shapes():
+  model = mlp_mixer.Model(K, **TINY)
+  spec = jax.ShapeDtypeStruct(IMAGE_SHAPE, jnp.float32)
+  logits, out = jax.eval_shape(
+      lambda p, x: model.apply({"params": p}, x), _shapes(model), spec)
+  assert {name: leaf.shape for name, leaf in tree.flatten_with_names(out)} == {
+      "stem": (B, H, W, D),
+      **{f"encoder/block{i:02d}/{plus}{name}": (B, N, D) for i in range(2)
+         for name in ("token_mixing", "channel_mixing") for plus in ("", "+")},
+      "encoder/pre_ln": (B, N, D), "encoded": (B, N, D),
+      "pre_logits_2d": (B, H, W, D), "pre_logits": (B, D),
+      "logits_2d": (B, H, W, K), "logits": (B, K)}
+  assert logits.shape == (B, K)
+
+
+def test_intermediate_values():
+  model = mlp_mixer.Model(K, **TINY)
+  logits, out = _apply(model, _params(model), _image())
+  blocks = out["encoder"]
+  before = out["stem"].reshape(B, N, D)
+  for i in range(2):
+    block = blocks[f"block{i:02d}"]
+    for name in ("token_mixing", "channel_mixing"):
+      np.testing.assert_allclose(
+          block[f"+{name}"], before + block[name], rtol=1e-5, atol=1e-5)
+      before = block[f"+{name}"]
+  np.testing.assert_array_equal(blocks["pre_ln"], before)
+  np.testing.assert_array_equal(out["logits"], logits)
+  np.testing.assert_allclose(
+      out["encoded"].mean(axis=1), out["pre_logits"], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(  # The head is linear.
+      out["logits_2d"].mean(axis=(1, 2)), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_without_classes_the_features_come_out():
+  model = mlp_mixer.Model(None, **TINY)
+  params = _params(model)
+  features, out = _apply(model, params, _image())
+  assert "head" not in params and not {"logits", "logits_2d"} & set(out)
+  np.testing.assert_array_equal(features, out["pre_logits"])
+
+
+def test_examples_of_a_batch_do_not_meet():
+  model = mlp_mixer.Model(K, **TINY)
+  params, image = _params(model), _image()
+  logits, _ = _apply(model, params, image)
+  image[1] = np.nan
+  with_nan, _ = _apply(model, params, image)
+  assert np.isnan(with_nan[1]).all()
+  np.testing.assert_array_equal(logits[::2], with_nan[::2])
+
+
+@pytest.mark.parametrize("kw,shape,message", [
+    ({}, (1, 9, 6, 3), r"multiples of patch_size \(4, 2\).*\[1, 9, 6, 3\]"),
+    ({}, (1, 8, 5, 3), r"multiples of patch_size \(4, 2\).*\[1, 8, 5, 3\]"),
+    ({}, (8, 6, 3), r"\[b, height, width, channels\].*\[8, 6, 3\]"),
+    (dict(patch_size=5), (1, 10, 8, 3), r"patch_size \(5, 5\)"),
+    (dict(dtype_mm="float16"), (1, 8, 6, 3), "dtype_mm 'float16'.*'bfloat16'"),
+    (dict(remat_policy="all"), (1, 8, 6, 3), "remat_policy 'all'.*'none'"),
+    (dict(stoch_depth=1.0), (1, 8, 6, 3), "stoch_depth must be in"),
+    (dict(stoch_depth_mode="huge"), (1, 8, 6, 3),
+     "stoch_depth_mode 'huge'.*'bigvision', 'huang', 'inverted'"),
+])
+def test_what_cannot_be_is_refused(kw, shape, message):
+  with pytest.raises(ValueError, match=message):
+    _shapes(mlp_mixer.Model(K, **{**TINY, **kw}), shape)
+
+
+def test_images_of_another_size_are_refused():
+  """X6: they fit the patches, but not the MLPs that mix tokens."""
+  model = mlp_mixer.Model(K, **TINY)
+  image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+  with pytest.raises(ValueError, match=r"\[1, 8, 8, 3\].*2 x 4 = 8 .*mix 6"):
+    jax.eval_shape(model.apply, {"params": _shapes(model)}, image)
+
+
+# --- Rematerialization, number formats ----------------------------------------
+
+
+def _loss_and_grads(model, params, image, **kw):
+  def loss(params):
+    logits, _ = model.apply({"params": params}, image, **kw)
+    return jnp.sum(logits ** 2)
+  return _jit(jax.value_and_grad(loss))(params)
+
+
+def test_rematerialization_saves_memory_and_changes_no_gradient(capsys):
+  image, rngs = _image(), {"dropout": jax.random.key(1)}
+  params, grads, num_saved = None, {}, {}
+  for policy in ("none", "nothing_saveable"):
+    model = mlp_mixer.Model(K, **TINY, stoch_depth=0.5, remat_policy=policy)
+    params = params or _params(model)
+    ad_checkpoint.print_saved_residuals(
+        lambda p, model=model: model.apply(
+            {"params": p}, image, train=True, rngs=rngs)[0], params)
+    num_saved[policy] = len(capsys.readouterr().out.splitlines())
+    _, grads[policy] = _loss_and_grads(
+        model, params, image, train=True, rngs=rngs)
+  assert num_saved["nothing_saveable"] < num_saved["none"]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-5, atol=1e-4), grads["nothing_saveable"], grads["none"])
+
+
+def test_bfloat16_computes_and_float32_stays():
+  model, image = mlp_mixer.Model(K, **TINY, dtype_mm="bfloat16"), _image()
+  params = _params(model, scale=0.2)
+  assert {str(x.dtype) for x in jax.tree.leaves(_shapes(model))} == {"float32"}
+  logits, out = _apply(model, params, image)
+  dtypes = {name: str(x.dtype) for name, x in tree.flatten_with_names(out)}
+  for name in ("stem", "encoder/block00/token_mixing",
+               "encoder/block01/+channel_mixing"):
+    assert dtypes[name] == "bfloat16", name
+  for name in ("encoded", "pre_logits", "logits", "logits_2d"):
+    assert dtypes[name] == "float32", name
+  full, _ = _apply(mlp_mixer.Model(K, **TINY), params, image)
+  np.testing.assert_allclose(logits, full, atol=0.05 * np.abs(full).max())
+  assert np.abs(logits - full).max() > 0
+  _, grads = _loss_and_grads(model, params, image)
+  for name, grad in tree.flatten_with_names(grads):
+    assert grad.dtype == jnp.float32 and np.isfinite(grad).all(), name
+
+
+# --- Stochastic depth ---------------------------------------------------------
+
+NUM = 1000
+
+
+def test_branches_are_dropped_per_example_and_independently():
+  """X2, X3: the first block is kept, then rates rise linearly."""
+  model = mlp_mixer.Model(None, **{**TINY, "depth": 3}, stoch_depth=0.5)
+  image = np.repeat(_image()[:1], NUM, axis=0)
+  _, out = _jit(lambda params: model.apply(
+      {"params": params}, image, train=True,
+      rngs={"dropout": jax.random.key(0)}))(_params(model))
+  before, drawn = out["stem"].reshape(NUM, N, D), []
+  for i in range(3):
+    block = out["encoder"][f"block{i:02d}"]
+    for name in ("token_mixing", "channel_mixing"):
+      ratio = (block[f"+{name}"] - before) / block[name]
+      kept = np.asarray(jnp.median(ratio, axis=(1, 2))) > 0.5
+      # X1: what is kept is scaled, so that the expectation stays. Within an
+      # example, all tokens and channels share their fate.
+      fate = np.where(kept, 1 / (1 - 0.25 * i), 0)[:, None, None]
+      np.testing.assert_allclose(
+          block[f"+{name}"], before + fate * block[name], rtol=1e-3, atol=1e-3)
+      drawn.append(kept.astype(float))
+      before = block[f"+{name}"]
+  assert np.all(drawn[:2])
+  np.testing.assert_allclose(np.mean(drawn[2:], axis=1), [0.75, 0.75, 0.5, 0.5],
+                             atol=4 * 0.5 / math.sqrt(NUM))
+  correlation = np.corrcoef(drawn[2:]) - np.eye(4)
+  assert np.abs(correlation).max() < 4 / math.sqrt(NUM)
+
+
+@pytest.mark.parametrize("mode,is_unbiased", [
+    ("inverted", True), ("huang", True), ("bigvision", False)])
+def test_expectation_of_a_network_of_linear_branches(mode, is_unbiased):
+  """X1: the mode of published Mixers is off, by construction.
+
+  All branches give their biases, so the last token is a sum of what was kept.
+  """
+  model = mlp_mixer.Model(None, **TINY, stoch_depth=0.4, stoch_depth_mode=mode)
+  params = jax.tree.map(np.zeros_like, _params(model))
+  for i in range(2):
+    params[f"MixerBlock_{i}"]["token_mixing"]["Dense_1"]["bias"] += 1
+    params[f"MixerBlock_{i}"]["channel_mixing"]["Dense_1"]["bias"] += 2
+  image = np.zeros((NUM, *IMAGE_SHAPE[1:]), np.float32)
+  def encoded(train):
+    _, out = model.apply({"params": params}, image, train=train,
+                         rngs={"dropout": jax.random.key(0)})
+    return out["encoder"]["pre_ln"][:, 0, 0]
+  trained, evaluated = _jit(lambda: (encoded(True), encoded(False)))()
+  error = trained.std() / math.sqrt(NUM)
+  assert error > 0 and np.ptp(evaluated) == 0
+  assert (abs(trained.mean() - evaluated.mean()) < 3 * error) == is_unbiased
+  assert evaluated[0] == pytest.approx(3 + (1.8 if mode == "huang" else 3))
+
+
+def test_training_draws_from_its_rng_and_evaluation_does_not():
+  model = mlp_mixer.Model(K, **TINY, stoch_depth=0.5)
+  params, image = _params(model), np.concatenate([_image()] * 4)
+  train = _jit(lambda seed: model.apply(
+      {"params": params}, image, train=True,
+      rngs={"dropout": jax.random.key(seed)})[0])
+  np.testing.assert_array_equal(train(0), train(0))
+  assert np.abs(train(0) - train(1)).max() > 1e-3
+  plain = _apply(mlp_mixer.Model(K, **TINY), params, image)[0]
+  np.testing.assert_array_equal(_apply(model, params, image)[0], plain)
+  with pytest.raises(flax.errors.InvalidRngError):
+    model.apply({"params": params}, image, train=True)
+
+
+# --- On a mesh ----------------------------------------------------------------
+
+
+def test_sharded_activations_change_nothing():
+  model = mlp_mixer.Model(K, **TINY)
+  params, image = _params(model), np.concatenate([_image()] * 4)[:4]
+  wanted, _ = _apply(model, params, image)
+  mesh = sharding.make_mesh([("data", 4), ("model", 2)])
+  with sharding.use(mesh, [("act_batch", "data"), ("act_mlp", "model")]):
+    jaxpr = jax.make_jaxpr(
+        lambda p: model.apply({"params": p}, image))(params)
+    logits, out = _jit(model.apply)({"params": params}, image)
+  stated = [eqn.outvars[0].aval.shape for eqn in jaxpr.eqns
+            if eqn.primitive.name == "sharding_constraint"]
+  assert stated.count((4, N, D)) == 5  # The start, and twice a block.
+  assert stated.count((4, D, 5)) == stated.count((4, N, 12)) == 2
+  np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
+  assert logits.sharding.spec[0] == "data"
+  block = out["encoder"]["block01"]
+  assert block["+channel_mixing"].sharding.spec[0] == "data"
+
+
+# --- Loading ------------------------------------------------------------------
+
+
+def _save(tmp_path, params, prefix="", dtype=np.float32):
+  path = str(tmp_path / "weights.npz")
+  np.savez(path, **{prefix + name: leaf.astype(dtype)
+                    for name, leaf in tree.flatten_with_names(params)})
+  return path
+
+
+@pytest.mark.parametrize("prefix", ["", "params/", "opt/target/"])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_loading_round_trip(tmp_path, prefix, dtype):
+  model = mlp_mixer.Model(K, **TINY)
+  params = _params(model)
+  path = _save(tmp_path, params, prefix, dtype)
+  loaded = mlp_mixer.load(_shapes(model), path, TINY)
+  wanted = jax.tree.map(
+      lambda leaf: leaf.astype(dtype).astype(np.float32), params)
+  jax.tree.map(np.testing.assert_array_equal, loaded, wanted)
+  assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {
+      np.dtype(np.float32)}
+
+
+def test_loading_for_other_classes_and_other_images(tmp_path):
+  params = _params(mlp_mixer.Model(7, **TINY))
+  path = _save(tmp_path, params)
+  model = mlp_mixer.Model(K, **TINY)
+  shapes = _shapes(model)
+  with pytest.raises(ValueError, match=r"head/kernel is float32\[8, 7\]"):
+    mlp_mixer.load(shapes, path, TINY)
+  loaded = mlp_mixer.load(shapes, path, TINY, dont_load=["head/.*"])
+  assert loaded.pop("head")["kernel"] is shapes["head"]["kernel"]
+  params.pop("head")
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  # X6: also here, the size of the images is part of the parameters.
+  larger = _shapes(model, (1, 8, 8, 3))
+  with pytest.raises(
+      ValueError, match=r"token_mixing/Dense_0/kernel .*\[6, 5\].*\[8, 5\]"):
+    mlp_mixer.load(larger, path, TINY, dont_load=["head/.*"])
+
+
+def test_published_names():
+  assert mlp_mixer.VANITY_NAMES == {
+      "B-i1k/16": "gs://mixer_models/imagenet1k/Mixer-B_16.npz",
+      "L-i1k/16": "gs://mixer_models/imagenet1k/Mixer-L_16.npz",
+      "B-i21k/16": "gs://mixer_models/imagenet21k/Mixer-B_16.npz",
+      "L-i21k/16": "gs://mixer_models/imagenet21k/Mixer-L_16.npz"}
+  with pytest.raises(ValueError, match="'B-i1/16'.*did you mean 'B-i1k/16'"):
+    mlp_mixer.load({}, "B-i1/16", {})
+
+
+# --- timm's -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", name="peer")
+def _peer():
+  """(torch, timm's module of Mixers)."""
+  import torch
+  try:
+    import torchvision  # pylint: disable=unused-import
+  except RuntimeError:
+    # Its compiled half does not load beside a CPU build of torch, and then it
+    # misses the declarations of these ops, which no Mixer calls.
+    for op in ("nms", "qnms"):
+      torch.library.define(
+          f"torchvision::{op}",
+          "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+  import timm.models.mlp_mixer
+  return torch, timm.models.mlp_mixer
+
+
+def _timm_name(name):
+  """Our name -> timm's."""
+  for ours, theirs in (
+      ("MixerBlock_", "blocks."), ("/", "."), ("pre_head_layer_norm", "norm"),
+      ("stem.", "stem.proj."), ("LayerNorm_0", "norm1"),
+      ("LayerNorm_1", "norm2"), ("token_mixing", "mlp_tokens"),
+      ("channel_mixing", "mlp_channels"), ("Dense_0", "fc1"),
+      ("Dense_1", "fc2"), (".kernel", ".weight"), (".scale", ".weight")):
+    name = name.replace(ours, theirs)
+  return name
+
+
+def _torch_layout(leaf):
+  if leaf.ndim == 4:
+    leaf = leaf.transpose(3, 2, 0, 1)
+  elif leaf.ndim == 2:
+    leaf = leaf.T
+  return leaf.copy()
+
+
+@pytest.mark.peer
+def test_logits_are_those_of_timm(peer):
+  torch, models = peer
+  kw = {**TINY, "width": 16, "channels_mlp_dim": 24, "tokens_mlp_dim": 4}
+  model, image = mlp_mixer.Model(K, **kw), _image()
+  params = _params(model)
+  theirs = models.MlpMixer(
+      num_classes=K, img_size=IMAGE_SHAPE[1:3], patch_size=(4, 2), num_blocks=2,
+      embed_dim=16, mlp_ratio=(0.25, 1.5),
+      act_layer=lambda: torch.nn.GELU(approximate="tanh"))
+  theirs.load_state_dict({
+      _timm_name(name): torch.from_numpy(_torch_layout(leaf))
+      for name, leaf in tree.flatten_with_names(params)})
+  with torch.no_grad():
+    wanted = theirs.eval()(torch.from_numpy(
+        image.transpose(0, 3, 1, 2).copy())).numpy()
+  logits, _ = _apply(model, params, image)
+  assert np.abs(logits).max() > 0.5
+  np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("variant,name", [
+    ("S/32", "mixer_s32_224"), ("B/16", "mixer_b16_224")])
+def test_parameter_counts_are_those_of_timm(peer, variant, name):
+  torch, models = peer
+  with torch.device("meta"):
+    theirs = sum(p.numel() for p in getattr(models, name)().parameters())
+  assert theirs == _count(1000, variant=variant)
