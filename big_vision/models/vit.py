@@ -192,7 +192,7 @@ class Encoder(nn.Module):
     out = {}
     if self.scan:
       x, outs = nn.scan(
-          block, variable_axes={"params": 0},
+          block, variable_axes={"params": 0, attention_lib.FEATURES: 0},
           split_rngs={"params": True, "dropout": True},
           in_axes=(0, nn.broadcast), length=self.depth)(
               **args, name="encoderblock")(
@@ -260,7 +260,8 @@ class ViT(nn.Module):
     remat_policy: what to keep for the backward pass, see `common.remat`.
     dtype_mm: dtype of activations. Parameters, LayerNorm statistics, softmax,
       pooling by mean, pre_logits and logits are float32 regardless.
-    attention: implementation, see `attention.attend`.
+    attention: implementation, with options if need be ("local(window=16)"), see
+      `attention.MultiHeadAttention`. A probe's attention is always dense.
     gelu: "tanh" (approximation, as published weights) or "erf" (exact).
   """
   num_classes: int | None = None

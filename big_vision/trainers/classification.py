@@ -1,5 +1,7 @@
 """Supervised classification, the task of a config that names no trainer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,6 +12,7 @@ from big_vision import mixing
 from big_vision import optim
 from big_vision import task as task_lib
 from big_vision import tree
+from big_vision.models import attention
 from big_vision.task import Info, Task
 
 
@@ -17,13 +20,16 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   """Supervised classification of images.
 
   The batch has "image", float32[b, h, w, c], and "labels", float32[b, k].
-  The state has "params", "opt" and, with `config.ema_decay`, "ema". Nothing is
-  frozen but what the config's `schedule` freezes.
+  The state has "params", "opt" and, with `config.ema_decay`, "ema"; beside them
+  the model's other collections, under their names: what a forward pass changes
+  ("batch_stats") and the random "features" of attention, which are drawn anew
+  every `config.redraw_steps`, or never. Nothing is frozen but what the config's
+  `schedule` freezes.
 
   Args:
     config: reads model_name, model, num_classes, model_init, model_load, loss,
-      init_head_bias, mixup, cutmix, grad_accum_steps, ema_decay and the keys of
-      `optim.make`.
+      init_head_bias, mixup, cutmix, grad_accum_steps, ema_decay, redraw_{steps,
+      examples,epochs,percent} and the keys of `optim.make`.
     info: what the loop knows.
   """
   models = config_lib.import_by_name(
@@ -32,22 +38,37 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
                           "config.model", num_classes=config.num_classes)
   loss_fn = losses.get_loss(config.get("loss", "sigmoid_xent"))
 
-  def init_params(rng, batch):
-    params = model.init(rng, batch["image"])["params"]
+  def init_variables(rng, batch):
+    variables = dict(model.init(rng, batch["image"]))
     if (bias := config.get("init_head_bias")) is not None:
-      params["head"]["bias"] = jnp.full_like(params["head"]["bias"], bias)
-    return params
+      head = variables["params"]["head"]
+      head["bias"] = jnp.full_like(head["bias"], bias)
+    return variables
 
   batch_spec = dict(info.batch_spec)
-  params_spec = jax.eval_shape(init_params, jax.random.key(0), batch_spec)
+  # The key is made in the trace: a mesh that is only planned computes nothing.
+  variables_spec = jax.eval_shape(
+      lambda batch: init_variables(jax.random.key(0), batch), batch_spec)
+  params_spec = variables_spec.pop("params")
   tx, sched_fns = optim.make(
       config, params_spec, total_steps=info.total_steps,
       batch_size=info.batch_size, data_size=info.data_size)
   trains = optim.trainable_mask(config, params_spec)
 
+  collections = tuple(variables_spec)
+  # A forward pass reads random features; what else there is, it may change.
+  mutable = [name for name in collections if name != attention.FEATURES]
+  redraw_steps = config_lib.duration(
+      "redraw", config, batch_size=info.batch_size, data_size=info.data_size,
+      total_steps=info.total_steps)
+  if redraw_steps and attention.FEATURES not in collections:
+    raise config_lib.ConfigError(
+        f"config.redraw_steps is {redraw_steps}, but {config.model_name!r} as "
+        "configured has no random features; an attention 'favor' has.")
+
   def init(rng, batch, given):
-    params = tree.merge(init_params(rng, batch), given.get("params", {}))
-    return {"params": params, "opt": tx.init(params)}
+    state = tree.merge(init_variables(rng, batch), given)
+    return {**state, "opt": tx.init(state["params"])}
 
   source = config.get("model_init")
   load_options = dict(config.get("model_load", {}))
@@ -62,32 +83,41 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
     return {"params": tree.keep(
         params, lambda leaf: not isinstance(leaf, jax.ShapeDtypeStruct))}
 
-  def loss_and_accuracy(params, batch, rng):
-    logits, _ = model.apply({"params": params}, batch["image"], train=True,
-                            rngs={"dropout": rng})
+  def loss_and_changes(params, batch, rng, others):
+    (logits, _), changed = model.apply(
+        {"params": params, **others}, batch["image"], train=True,
+        rngs={"dropout": rng}, mutable=mutable)
     top1 = jnp.take_along_axis(
         batch["labels"], jnp.argmax(logits, axis=1)[:, None], axis=1)
     loss = loss_fn(logits=logits, labels=batch["labels"])
-    return loss.mean(), {"training_prec@1": top1.mean()}
+    return loss.mean(), ({"training_prec@1": top1.mean()}, changed)
 
-  value_and_grad = task_lib.accumulate(
-      jax.value_and_grad(loss_and_accuracy, has_aux=True),
-      config.get("grad_accum_steps", 1))
+  grad_accum_steps = config.get("grad_accum_steps", 1)
 
   def update(state, batch, rng):
-    (loss, measurements), grads = value_and_grad(state["params"], batch, rng)
+    others = {name: state[name] for name in collections}
+    if redraw_steps:
+      others[attention.FEATURES] = attention.redraw(
+          others[attention.FEATURES], rng, state["step"], redraw_steps)
+    value_and_grad = task_lib.accumulate(
+        jax.value_and_grad(
+            functools.partial(loss_and_changes, others=others), has_aux=True),
+        grad_accum_steps)
+    (loss, (measurements, changed)), grads = value_and_grad(
+        state["params"], batch, rng)
     updates, opt = tx.update(grads, state["opt"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     grads = jax.tree.map(lambda g, m: g if m else jnp.zeros_like(g),
                          grads, trains)
-    return {"params": params, "opt": opt}, {
+    return {**others, **changed, "params": params, "opt": opt}, {
         "training_loss": loss, **measurements,
         "l2_grads": optax.tree.norm(grads),
         "l2_params": optax.tree.norm(params),
         "l2_updates": optax.tree.norm(updates)}
 
   def predict(state, batch):
-    return model.apply({"params": state["params"]}, batch["image"])
+    variables = {name: state[name] for name in ("params", *collections)}
+    return model.apply(variables, batch["image"])
 
   def loss(state, batch):
     logits, _ = predict(state, batch)
