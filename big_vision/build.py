@@ -48,7 +48,13 @@ def build(config: config_lib.Config, devices=None) -> Built:
   seed = config.get("seed", 0)
   rng_init, rng_train = jax.random.split(jax.random.key(seed))
   mesh = sharding.make_mesh(config.get("mesh", sharding.DEFAULT_MESH), devices)
-  rules = sharding.make_rules(mesh, config.get("sharding_rules"))
+  preset, strategy = (
+      config.get(f"sharding_{what}") for what in ("preset", "strategy"))
+  if preset is not None and strategy is not None:
+    raise config_lib.ConfigError(
+        "config.sharding_preset and config.sharding_strategy say the same "
+        "thing; remove one of them.")
+  rules = sharding.make_rules(mesh, config.get("sharding_rules"), preset)
   batch_sharding = sharding.batch_sharding(mesh, rules)
 
   data = input_pipeline.make_training(
@@ -65,7 +71,8 @@ def build(config: config_lib.Config, devices=None) -> Built:
   with sharding.use(mesh, rules):
     task = trainer.make_task(config, info)
     shapes = state_lib.infer_shapes(task, info, rng_init)
-  strategy = config.get("sharding_strategy", sharding.DEFAULT_STRATEGY)
+  if strategy is None:
+    strategy = sharding.preset_strategy(preset or "replicate", shapes)
   shardings = sharding.infer(shapes, strategy, mesh, rules)
   shapes = state_lib.with_shardings(shapes, shardings)
   return Built(mesh, rules, batch_sharding, data, info, task, strategy, shapes,

@@ -279,9 +279,13 @@ def _count(jaxpr) -> float:
     elif eqn.primitive.name == "cond":
       total += max(map(_count, eqn.params["branches"]))
     else:
-      inner = sum(map(_count, jax_core.jaxprs_in_params(eqn.params)))
-      total += inner * eqn.params.get("length", 1) if (
-          eqn.primitive.name == "scan") else inner
+      repeated = 1
+      if eqn.primitive.name == "scan":
+        repeated = eqn.params["length"]
+      elif eqn.primitive.name == "pallas_call":
+        repeated = math.prod(eqn.params["grid_mapping"].grid)
+      total += repeated * sum(
+          map(_count, jax_core.jaxprs_in_params(eqn.params)))
   return total
 
 

@@ -3,11 +3,13 @@
 A mesh has named axes. Two lists in the config say what is split over them:
 `sharding_strategy` for what is stored (parameters, optimizer state, averages),
 by name; `sharding_rules` for what flows (activations, batches), by the logical
-names that models give to their axes.
+names that models give to their axes. `sharding_preset` names common choices of
+both.
 """
 
 from collections.abc import Sequence
 import contextlib
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +23,20 @@ from big_vision import tree
 
 DEFAULT_MESH = (("data", -1),)
 DEFAULT_STRATEGY = ((".*", "replicate"),)
+
+# Tensor parallelism (arXiv:1909.08053, section 3): heads of attention and the
+# hidden units of MLPs are split over "model", so that each block exchanges
+# activations twice. Dimensions count from the end, for blocks that are scanned.
+_TENSOR_PARALLEL = (
+    (r".*/(query|key|value)/(kernel|bias)", "shard_dim('model', -2)"),
+    (r".*/MultiHeadDotProductAttention_\d+/out/kernel",
+     "shard_dim('model', -3)"),
+    (r".*/MlpBlock_\d+/Dense_0/(kernel|bias)", "shard_dim('model', -1)"),
+    (r".*/MlpBlock_\d+/Dense_1/kernel", "shard_dim('model', -2)"),
+)
+# What adafactor keeps of a kernel has other dimensions than it.
+_FACTORED = r".*/v(_row|_col)?/.*"
+PRESETS = ("replicate", "fsdp", "tp", "fsdp_tp")
 
 
 def make_mesh(
@@ -70,22 +86,72 @@ def default_rules(mesh: Mesh) -> tuple[tuple[str, Any], ...]:
 
 
 def make_rules(
-    mesh: Mesh, rules: Sequence[Sequence[Any]] | None) -> list[tuple[str, Any]]:
+    mesh: Mesh, rules: Sequence[Sequence[Any]] | None,
+    preset: str | None = None) -> list[tuple[str, Any]]:
   """Logical-axis rules of the config, checked against the mesh.
 
   Args:
     mesh: the run's mesh.
     rules: (logical name, mesh axis | several | None) pairs, or None.
+    preset: one of PRESETS, whose rules `rules` change, or None.
 
   Raises:
     ConfigError: an axis the mesh does not have.
   """
   checked = []
+  if preset is not None:
+    rules = list({**dict(preset_rules(preset, mesh)), **dict(rules or ())}
+                 .items())
   for name, axes in rules or default_rules(mesh):
     axes = tuple(axes) if isinstance(axes, (list, tuple)) else axes
     _check_axes(mesh, axes, f"sharding_rules for {name!r}")
     checked.append((name, axes))
   return checked
+
+
+def preset_rules(name: str, mesh: Mesh) -> list[tuple[str, Any]]:
+  """The `sharding_rules` of a preset.
+
+  Raises:
+    ConfigError: an unknown name, a mesh without the axes it needs.
+  """
+  if name not in PRESETS:
+    raise config_lib.ConfigError(
+        f"Unknown sharding_preset {name!r}{config_lib.nearest(name, PRESETS)}; "
+        f"use one of {list(PRESETS)}.")
+  axes = ("data",) * ("fsdp" in name) + ("model",) * ("tp" in name)
+  _check_axes(mesh, axes, f"sharding_preset {name!r}")
+  rules = list(default_rules(mesh))
+  if "model" in axes:
+    rules += [("act_heads", "model"), ("act_mlp", "model")]
+  return rules
+
+
+def preset_strategy(name: str, shapes) -> list[tuple[str, str]]:
+  """The `sharding_strategy` of a preset, for a state of these shapes.
+
+    `replicate`: a copy on each device;
+    `fsdp`: all is split over "data", and parameters are gathered when used;
+    `tp`: heads of attention and MLPs are split over "model";
+    `fsdp_tp`: both.
+
+  Raises:
+    ConfigError: `tp` of a model without attention or MLPs to split.
+  """
+  rest = "fsdp(axis='data')" if "fsdp" in name else "replicate"
+  if "tp" not in name:
+    return [(".*", rest)]
+  names = [leaf for leaf, _ in tree.flatten_with_names(shapes)]
+  def matches(regex):
+    return any(re.fullmatch(regex, leaf) for leaf in names)
+  split = [(regex, f"{op}|{rest}" if "fsdp" in name else op)
+           for regex, op in _TENSOR_PARALLEL if matches(regex)]
+  if not split:
+    raise config_lib.ConfigError(
+        f"sharding_preset {name!r} splits the attention and MLPs of "
+        f"transformers; there are none among {names[:3]}, ...: use 'fsdp', or "
+        "a sharding_strategy.")
+  return [(_FACTORED, rest)] * matches(_FACTORED) + split + [(".*", rest)]
 
 
 def batch_sharding(mesh: Mesh, rules: Sequence[tuple[str, Any]]):

@@ -58,6 +58,14 @@ def test_loops_count_as_often_as_they_run_and_calls_once():
   assert _flops(jax.jit(jnp.dot), _spec(2, 3), _spec(3, 2)) == 2 * 2 * 3 * 2
 
 
+def test_kernels_count_for_each_program_of_their_grid():
+  from big_vision.models import fused_attention
+  x = _spec(3, 5, 8)
+  flops = _flops(lambda x: fused_attention.run_forward(
+      x, x, x, num_heads=2, scale=1., causal=False), x)
+  assert flops == 3 * 2 * 2 * (5 * 5 * 8)  # Two products of all heads.
+
+
 def test_of_branches_the_largest_counts():
   def fn(p, x):
     return jax.lax.cond(p, lambda x: x @ x @ x, lambda x: x @ x, x)

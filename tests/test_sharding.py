@@ -1,7 +1,12 @@
 """Meshes and sharding rules, against PartitionSpecs written by hand."""
 
+from big_vision import compiled
 from big_vision import config as config_lib
 from big_vision import sharding
+from big_vision import state as state_lib
+from big_vision import task as task_lib
+from big_vision import tree
+from big_vision.trainers import classification
 import jax
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -108,3 +113,92 @@ def test_put_places_every_shard():
   assert placed["a"].addressable_shards[0].data.shape == (1, 4)
   np.testing.assert_array_equal(placed["a"], values["a"])
   assert placed["b"].is_fully_replicated
+
+
+def _vit_state(optax_name="scale_by_adam", **model):
+  """The state of a small ViT as jax.ShapeDtypeStruct, with its update."""
+  config = config_lib.Config(dict(
+      model_name="vit", num_classes=8, optax_name=optax_name, lr=1e-3, wd=1e-4,
+      model=dict(width=64, depth=2, num_heads=4, mlp_dim=128, patch_size=8,
+                 **model)))
+  mesh = _mesh()
+  spec = {"image": _shape(8, 16, 16, 3), "labels": _shape(8, 8)}
+  info = task_lib.Info(100, 8, 100, spec, mesh)
+  task = classification.make_task(config, info)
+  return task, info, state_lib.infer_shapes(task, info, jax.random.key(0))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_tensor_parallelism_splits_heads_and_hidden_units(scan):
+  _, _, shapes = _vit_state(scan=scan)
+  strategy = sharding.preset_strategy("tp", shapes)
+  specs = sharding.infer(shapes, strategy, _mesh())["params"]["Transformer"]
+  block = specs["encoderblock" if scan else "encoderblock_0"]
+  depth = (None,) * scan
+  attention = block["MultiHeadDotProductAttention_0"]
+  assert jax.tree.map(lambda s: tuple(s.spec), attention) == {
+      **{name: {"kernel": (*depth, None, "model", None),
+                "bias": (*depth, "model", None)}
+         for name in ("query", "key", "value")},
+      "out": {"kernel": (*depth, "model", None, None),
+              "bias": (*depth, None)}}
+  assert jax.tree.map(lambda s: tuple(s.spec), block["MlpBlock_0"]) == {
+      "Dense_0": {"kernel": (*depth, None, "model"),
+                  "bias": (*depth, "model")},
+      "Dense_1": {"kernel": (*depth, "model", None), "bias": (*depth, None)}}
+  assert set(block["LayerNorm_0"]["scale"].spec) == {None}
+
+
+@pytest.mark.parametrize("optax_name", [
+    "scale_by_adam", "big_vision.scale_by_adafactor", "big_vision.momentum_hp"])
+@pytest.mark.parametrize("name", sharding.PRESETS)
+def test_presets_split_what_belongs_to_a_parameter_like_it(optax_name, name):
+  _, _, shapes = _vit_state(optax_name)
+  specs = dict(tree.flatten_with_names(sharding.infer(
+      shapes, sharding.preset_strategy(name, shapes), _mesh())))
+  shape = {path: leaf.shape for path, leaf in tree.flatten_with_names(shapes)}
+  params = {path.removeprefix("params/"): where for path, where in specs.items()
+            if path.startswith("params/")}
+  compared = 0
+  for path, where in specs.items():
+    for param, of_param in params.items():
+      if (path.endswith("/" + param) and "/v/" not in path and
+          shape[path] == shape["params/" + param]):
+        assert where.spec == of_param.spec, path
+        compared += 1
+  assert compared >= 2 * len(params) or "adafactor" in optax_name
+
+
+def test_tensor_parallelism_exchanges_activations_and_no_parameters():
+  """Two sums per block forward and two backward; heads are never gathered."""
+  task, info, shapes = _vit_state(posemb="sincos2d")
+  mesh = info.mesh
+  rules = sharding.make_rules(mesh, None, "tp")
+  where = sharding.infer(shapes, sharding.preset_strategy("tp", shapes), mesh)
+  batch = state_lib.with_shardings(dict(info.batch_spec), dict.fromkeys(
+      info.batch_spec, sharding.batch_sharding(mesh, rules)))
+  with sharding.use(mesh, rules):
+    program = compiled.Program(state_lib.make_update(
+        task, jax.random.key(0), where, mesh).lower(
+            state_lib.with_shardings(shapes, where), {}, batch, ()).compile())
+  assert {c.kind for c in program.collectives} == {"all-reduce"}
+  b, n, d = 8 // 4, 4, 64
+  over_model = [c for c in program.collectives if c.group_size == 2
+                and c.num_bytes >= b * n * d * 4]
+  assert sum(c.count for c in over_model) <= 2 * 4
+
+
+def test_explicit_rules_change_those_of_a_preset():
+  rules = dict(sharding.make_rules(
+      _mesh(), [("act_len", "model"), ("act_mlp", None)], "tp"))
+  assert rules == {"act_batch": "data", "act_heads": "model", "act_mlp": None,
+                   "act_len": "model"}
+
+
+def test_preset_errors():
+  with pytest.raises(config_lib.ConfigError, match="'tpp'.*'tp'"):
+    sharding.preset_rules("tpp", _mesh())
+  with pytest.raises(config_lib.ConfigError, match="'model'.*has \\['data'\\]"):
+    sharding.preset_rules("fsdp_tp", sharding.make_mesh())
+  with pytest.raises(config_lib.ConfigError, match="none among.*stem"):
+    sharding.preset_strategy("tp", {"params": {"stem": _shape(3, 4)}})

@@ -1,9 +1,7 @@
 """The loop in this process: what a run leaves, resuming, refusing."""
 
-import importlib.util
 import json
 import os
-import pathlib
 
 from big_vision import checkpoint
 from big_vision import config as config_lib
@@ -14,13 +12,11 @@ import jax
 import numpy as np
 import pytest
 
+import tiny_config
+
 
 def _config(arg=None, **changes):
-  path = pathlib.Path(__file__).parent / "tiny_config.py"
-  spec = importlib.util.spec_from_file_location("tiny_config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config(arg)
+  config = tiny_config.get_config(arg)
   with config.unlocked():
     config.update_from_flattened_dict(changes)
   return config_lib.resolve(config)
@@ -114,6 +110,30 @@ def test_losses_do_not_depend_on_devices_or_sharding(
   train_lib.train(_config(arg), str(tmp_path))
   for ours, theirs in zip(_rows(tmp_path), _rows(finished), strict=True):
     for key in ("training_loss", "test/loss", "test/ema/loss", "test/prec@1"):
+      assert (key in ours) == (key in theirs)
+      if key in ours:
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset, rules, scan", [
+    ("fsdp", [], False), ("tp", [], False), ("fsdp_tp", [], True),
+    # Sequence parallelism: between blocks, tokens are split too.
+    ("tp", [("act_len", "model")], False),
+    ("replicate", [("act_batch", ("data", "model"))], False)])
+def test_losses_do_not_depend_on_presets(
+    finished, tmp_path, preset, rules, scan):
+  """On a mesh of 4 x 2; nothing is too small to be split."""
+  changes = dict(mesh=[("data", 4), ("model", 2)], sharding_preset=preset,
+                 sharding_rules=rules)
+  if not scan:
+    train_lib.train(_config(**changes), str(tmp_path / "split"))
+    whole = finished
+  else:  # Scanned blocks draw other initial values.
+    changes["model.scan"], whole = True, tmp_path / "whole"
+    train_lib.train(_config(**changes), str(tmp_path / "split"))
+    train_lib.train(_config(**{"model.scan": True}), str(whole))
+  for ours, theirs in zip(_rows(tmp_path / "split"), _rows(whole), strict=True):
+    for key in ("training_loss", "test/loss", "test/ema/loss"):
       assert (key in ours) == (key in theirs)
       if key in ours:
         np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-5, atol=1e-5)

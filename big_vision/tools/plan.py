@@ -209,10 +209,8 @@ def step_seconds(plan: Plan, hardware: Hardware) -> dict[str, float]:
 
 def remedies(config: Any) -> list[tuple[str, dict[str, Any]]]:
   """What may make a step fit: (in words, {key: value}), the mildest first."""
-  mesh = config.get("mesh", sharding.DEFAULT_MESH)
-  axis = mesh[0][0]
-  fsdp = {"sharding_strategy": [(".*", f"fsdp(axis='{axis}')")]}
-  found = [(f"sharding_strategy fsdp(axis='{axis}')", fsdp)]
+  fsdp = {"sharding_strategy": None, "sharding_preset": "fsdp"}
+  found = [("sharding_preset='fsdp'", fsdp)]
   if config.get("model_name") == "vit":
     remat = {"model.scan": True, "model.remat_policy": "nothing_saveable"}
     found += [("model.scan=True, model.remat_policy='nothing_saveable'", remat),
