@@ -34,6 +34,8 @@ _SALT_SHUFFLE, _SALT_MIXTURE, _SALT_OPS = 1, 2, 3
 _MAX_ATTEMPTS = 8
 # In so many positions, a mixture has its weights exactly.
 _MIXTURE_BLOCK = 10_000
+# Seconds in which a reader that is told to stop does.
+_CLOSE_S = 10.0
 # Records are fetched so many at a time, where a source is faster then.
 _FETCH = 32
 
@@ -369,9 +371,13 @@ class Batches:
     return batch
 
   def close(self):
-    """Stops the background thread; safe to call again."""
+    """Stops the background thread; safe to call again.
+
+    A reader that is stuck is left behind after some seconds.
+    """
     self._stop.set()
-    while self._thread.is_alive():
+    give_up = time.monotonic() + _CLOSE_S
+    while self._thread.is_alive() and time.monotonic() < give_up:
       try:
         self._queue.get_nowait()
       except queue.Empty:

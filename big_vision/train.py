@@ -8,6 +8,7 @@ It knows no method: a trainer (`trainers/classification.py`, or what
 data either: the config names them, see `build.py`.
 """
 
+import contextlib
 import os
 
 from absl import app
@@ -17,13 +18,16 @@ from ml_collections import config_flags
 
 from big_vision import build as build_lib
 from big_vision import checkpoint
+from big_vision import compiled
 from big_vision import config as config_lib
 from big_vision import input_pipeline
 from big_vision import launch
 from big_vision import metrics
+from big_vision import profiler
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import tree
+from big_vision import watchdog
 from big_vision.evaluators import common as evaluators
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -51,7 +55,6 @@ def train(config: config_lib.Config, workdir: str):
     ConfigError, DataError, StorageError, NonFiniteError: see their classes.
     Interrupted: SIGTERM or Ctrl-C; the state is saved.
   """
-  interrupts = launch.Interrupts()
   built = build_lib.build(config)
   mesh, info, task = built.mesh, built.info, built.task
   launch.say(
@@ -61,18 +64,17 @@ def train(config: config_lib.Config, workdir: str):
       f"{info.data_size:,} examples, {info.total_steps:,} steps of "
       f"{info.batch_size}.")
 
-  def every(name, default=None):
-    return config_lib.duration(
-        name, config, batch_size=info.batch_size, data_size=info.data_size,
-        total_steps=info.total_steps, default=default)
-
-  log_every, ckpt_every = every("log_training", 50), every("ckpt")
+  options = build_lib.loop_options(config, info)
+  log_every, ckpt_every = options.log_every, options.ckpt_every
   checkpoints = checkpoint.Checkpoints(
-      os.path.join(workdir, "checkpoints"), keep_every=every("keep_ckpt"))
+      os.path.join(workdir, "checkpoints"), keep_every=options.keep_ckpt_every)
   best = config_lib.call(
-      checkpoint.Best, config.get("keep_best", {}), "config.keep_best",
+      checkpoint.Best, options.keep_best, "config.keep_best",
       directory=os.path.join(workdir, "checkpoints_best"))
-  resume, wandb = config.get("resume"), config.get("wandb")
+  profile = config_lib.call(
+      profiler.Profiler, options.profile, "config.profile", workdir=workdir)
+  if options.compilation_cache is not None:
+    jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
 
   # The step to continue from is known from a name alone, so the input can fill
   # its buffers while the rest is made.
@@ -85,13 +87,14 @@ def train(config: config_lib.Config, workdir: str):
   # In this order: this run's own checkpoint, another run's that the config
   # names, parameters that the task loads, from scratch.
   restored = checkpoints.restore(built.shapes)
-  if restored is None and resume is not None:
+  if restored is None and options.resume is not None:
     restored = checkpoint.Checkpoints(
-        os.path.join(resume, "checkpoints"), read_only=True).restore(
+        os.path.join(options.resume, "checkpoints"), read_only=True).restore(
             built.shapes)
     if restored is None:
       raise config_lib.ConfigError(
-          f"config.resume={resume!r} has no checkpoints to continue from.")
+          f"config.resume={options.resume!r} has no checkpoints to continue "
+          "from.")
   if restored is None:
     first_step, saved = 0, {}
     state = state_lib.make(task, info, built.rng_init, built.shapes,
@@ -99,68 +102,113 @@ def train(config: config_lib.Config, workdir: str):
   else:
     first_step, state, saved = restored
     launch.say(f"Continuing after step {first_step}.")
-  if first_step != batches.first_batch:
+  # A run that was allowed to change its batch size goes on where it was in the
+  # data: it skips what is left of a batch and sees no example again.
+  first_batch = -(-saved.get("examples", first_step * info.batch_size)
+                  // info.batch_size)
+  if first_batch != batches.first_batch:
     batches.close()
-    batches = built.data.start(first_step, built.batch_sharding)
+    batches = built.data.start(first_batch, built.batch_sharding)
 
   frozen = state_lib.put_frozen(task, built.strategy, mesh)
   update = state_lib.make_update(task, built.rng_train, built.shardings, mesh)
+  # What was measured after `first_step` if its evaluation is still to be done.
+  unevaluated = saved.get("unevaluated")
+  if restored is None:
+    unevaluated = {
+        "num_params": tree.num_elements(state.get("params", {}))}
   writer = metrics.Writer(
-      workdir, resume_step=first_step, config=config.to_dict(), wandb=wandb,
+      workdir, resume_step=first_step - (unevaluated is not None),
+      config=config.to_dict(), wandb=options.wandb,
       enabled=jax.process_index() == 0)
   chrono = metrics.Chrono(
       first_step, info.total_steps, info.batch_size, mesh.size,
       mesh.devices.flat[0].device_kind, info.data_size, saved.get("chrono"))
 
-  def evaluate(step):
-    """Metrics of all evaluators that are due after `step`."""
-    values = evaluators.run_all(
-        [evaluator for evaluator in evals if evaluator.due(step)],
-        {**state, "frozen": frozen}, chrono.paused)
-    if values:
+  @contextlib.contextmanager
+  def aside(name):
+    """What is no part of a step: its time is counted and limited by itself."""
+    with watchdog.within(name), chrono.paused(name):
+      yield
+
+  def evaluate(step, due):
+    """Metrics of the evaluators that are due; None if the run is to stop."""
+    def around(name):
+      interrupts.check(step)
+      return aside(name)
+    values = None
+    with interrupts.abandoning():
+      values = evaluators.run_all(due, {**state, "frozen": frozen}, around)
       launch.say(metrics.format_evals(step, values))
     return values
 
-  with sharding.use(mesh, built.rules), batches, writer, checkpoints, best:
-    if first_step == 0:
-      writer.write(0, {"num_params": tree.num_elements(
-          state.get("params", {})), **evaluate(0)})
-    unchecked = None
+  def conclude(step, row, stop=None):
+    """Evaluates, writes and saves what is due after `step`, or stops.
+
+    Who stops a run does not wait for evaluators: those that are due run when it
+    is continued.
+    """
+    due = [evaluator for evaluator in evals if evaluator.due(step)]
+    is_saved = stop or step > first_step and (
+        step == info.total_steps or ckpt_every and step % ckpt_every == 0)
+    if unchecked is not None and (due or is_saved):
+      state_lib.check_finite(*unchecked)
+    values = {}
+    if due:
+      values = evaluate(step, due)
+      stop = interrupts.exit_code(step)
+    # The row before the checkpoint: a run that continues from it must find
+    # all rows up to it.
+    if row or values:
+      writer.write(step, row | (values or {}))
+    if is_saved or stop:
+      with aside("checkpoint"):
+        checkpoints.save(step, state, {
+            "chrono": chrono.state(),
+            "examples": (step - first_step + first_batch) * info.batch_size,
+            "unevaluated": row if values is None else None})
+    if values is not None:
+      best.update(step, state, row | values)
+    if stop:
+      with watchdog.within("checkpoint"):
+        checkpoints.wait()
+      raise launch.Interrupted(step, stop)
+
+  interrupts = launch.Interrupts()
+  unchecked = None
+  with (sharding.use(mesh, built.rules), batches, writer, checkpoints, best,
+        profile):
+    if unevaluated is not None:
+      conclude(first_step, unevaluated)
     for step in range(first_step + 1, info.total_steps + 1):
       static = tuple(sorted(task.static(step - 1).items()))
-      state, measurements, ok = update(state, frozen, next(batches), static)
+      profile.before(step, state)
+      watchdog.enter("data", step)
+      batch = next(batches)
+      if step == first_step + 1:
+        chrono.flops = compiled.count_flops(
+            update.trace(state, frozen, batch, static).jaxpr)
+      watchdog.enter_update(step, static)
+      state, measurements, ok = update(state, frozen, batch, static)
+      del batch  # The next one needs its memory.
       # Looking at the step before keeps one step on the devices while the host
-      # waits; nothing below is done with a state that was not looked at.
+      # waits; nothing is done with a state that was not looked at.
       if unchecked is not None:
         state_lib.check_finite(*unchecked)
       unchecked = step, measurements, ok
       chrono.tick(step)
-      stop = interrupts.exit_code(step)
-      last = step == info.total_steps
 
       row = {}
-      if step % log_every == 0 or last or step == 1:
+      if step % log_every == 0 or step in (1, info.total_steps):
         state_lib.check_finite(*unchecked)
         row = {name: float(value) for name, value in measurements.items()}
-        row |= {name: float(fn(step - 1)) for name, fn in task.sched_fns.items()}
-        row |= chrono.measure(step, batches.wait_s)
+        row |= {name: float(fn(step - 1))
+                for name, fn in task.sched_fns.items()}
+        row |= chrono.measure(step, batches.wait_s) | metrics.memory()
         row["num_skipped"] = batches.num_skipped
         launch.say(metrics.format_progress(step, info.total_steps, row))
-      if any(evaluator.due(step) for evaluator in evals):
-        state_lib.check_finite(*unchecked)
-        row |= evaluate(step)
-      # The row before the checkpoint: a run that continues from it must find
-      # all rows up to it.
-      if row:
-        writer.write(step, row)
-      if last or stop or (ckpt_every and step % ckpt_every == 0):
-        state_lib.check_finite(*unchecked)
-        with chrono.paused("checkpoint"):
-          checkpoints.save(step, state, {"chrono": chrono.state()})
-      best.update(step, state, row)
-      if stop:
-        checkpoints.wait()
-        raise launch.Interrupted(step, stop)
+      conclude(step, row, interrupts.exit_code(step))
+    watchdog.enter("checkpoint")
 
   launch.say(
       f"Done: {info.total_steps} steps. Metrics and checkpoints are in "
@@ -181,11 +229,12 @@ def main(argv):
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     config = config_lib.resolve(_CONFIG.value)
     launch.check_workdir(_WORKDIR.value)
-    config_lib.check_workdir(
-        _WORKDIR.value, config, _ALLOW_CONFIG_CHANGE.value)
-    train(config, _WORKDIR.value)
+    with launch.lock_workdir(_WORKDIR.value), watchdog.from_config(config):
+      config_lib.check_workdir(
+          _WORKDIR.value, config, _ALLOW_CONFIG_CHANGE.value)
+      train(config, _WORKDIR.value)
 
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  app.run(main, flags_parser=config_lib.parse_flags)

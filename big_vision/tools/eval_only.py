@@ -22,6 +22,7 @@ from big_vision import launch
 from big_vision import metrics
 from big_vision import sharding
 from big_vision import state as state_lib
+from big_vision import watchdog
 from big_vision.evaluators import common as evaluators
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -73,7 +74,8 @@ def main(argv):
       given = config_lib.resolve(_CONFIG.value)
       stored = config_lib.Config(
           {**stored.to_dict(), "evals": given.to_dict().get("evals", {})})
-    evaluate(stored, _WORKDIR.value, step=_STEP.value, best=_BEST.value)
+    with watchdog.from_config(stored):
+      evaluate(stored, _WORKDIR.value, step=_STEP.value, best=_BEST.value)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from big_vision import metrics
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import tree
+from big_vision import watchdog
 from big_vision.datasets import tfds_source
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -155,6 +156,7 @@ def make_plan(config: config_lib.Config, hardware: Hardware) -> Plan:
   built = build_lib.build(config, hardware.devices)
   build_lib.loop_options(config, built.info)
   build_lib.make_evaluators(config, built)
+  watchdog.from_config(config)
   config.check_all_read()
   task, mesh = built.task, built.mesh
   frozen = task.frozen()

@@ -1,0 +1,127 @@
+"""Starts the command in real processes; for tests that signal and kill them."""
+
+import atexit
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+from big_vision import checkpoint
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+# What depends on the clock is not compared.
+TIMES = ("img/sec", "uptime", "core_hours", "eta", "data_", "z/", "y/",
+         "tflops", "mfu", "host_gib", "device_gib")
+# What launchers set, which must not leak from where the tests run.
+_LAUNCHERS = ("OMPI_", "PMIX_", "SLURM_", "JAX_COORDINATOR", "JAX_NUM_PRO",
+              "JAX_PROCESS", "JOB_COMPLETION_INDEX")
+
+
+def start(workdir, *flags, config="tests/tiny_config.py", umask=-1, **env):
+  """A run; `output` gives what it printed, at any time."""
+  command = [sys.executable, "-m", "big_vision.train", "--config", config,
+             "--workdir", str(workdir), *flags]
+  around = {name: value for name, value in os.environ.items()
+            if not name.startswith(_LAUNCHERS)}
+  return start_command(command, umask=umask, env={
+      **around, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu",
+      "TF_CPP_MIN_LOG_LEVEL": "2", **env})
+
+
+def start_command(command, **kw):
+  """Any command. Not with a pipe: stacks of many threads would fill it."""
+  with tempfile.NamedTemporaryFile(delete=False) as log:
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, **kw)
+  process.log = pathlib.Path(log.name)
+  atexit.register(process.log.unlink, missing_ok=True)
+  return process
+
+
+def output(process):
+  """What it printed so far."""
+  return process.log.read_text(errors="replace")
+
+
+def start_two(workdir, *flags, config="tests/tiny_config.py", env=({}, {})):
+  """The two processes of a run, of one device each, over loopback."""
+  address = f"127.0.0.1:{free_port()}"
+  return [
+      start(workdir, f"--coordinator_address={address}", "--num_processes=2",
+            f"--process_id={i}", *flags, config=config, **env[i])
+      for i in range(2)]
+
+
+def finish(process, code=0, timeout=240):
+  """What it printed; it must end with the exit code, or one of several."""
+  try:
+    process.wait(timeout=timeout)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    raise AssertionError(
+        f"Still there after {timeout} s: {output(process)}") from None
+  codes = code if isinstance(code, tuple) else (code,)
+  assert process.returncode in codes, f"{process.returncode}\n{output(process)}"
+  return output(process)
+
+
+def rows(workdir):
+  """The metrics that do not depend on the clock."""
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [{k: v for k, v in json.loads(line).items() if not k.startswith(TIMES)}
+          for line in lines]
+
+
+def wait_until(condition, *processes, timeout=180, what="It"):
+  """Waits for `condition()`; the processes must be alive until then."""
+  until = time.monotonic() + timeout
+  while not condition():
+    for process in processes:
+      assert process.poll() is None, output(process)
+    assert time.monotonic() < until, "\n".join(
+        [f"{what} did not happen.", *map(output, processes)])
+    time.sleep(0.005)
+
+
+def wait_for_step(process, workdir, step):
+  """Waits until the metrics of `step` are written."""
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+
+  def is_there():
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    return whole and whole[-1]["step"] >= step
+  wait_until(is_there, process, what=f"Step {step}")
+
+
+def wait_for_text(process, text, timeout=180):
+  """Waits until it has printed `text`."""
+  wait_until(lambda: text in output(process), process, timeout=timeout,
+             what=f"Printing {text!r}")
+
+
+def arrays(workdir):
+  """Every array of the last checkpoint, by name."""
+  return checkpoint.read_arrays(os.path.join(workdir, "checkpoints"))
+
+
+def assert_same(expected_workdir, workdir):
+  """The same metrics and the same state, to the bit."""
+  expected, got = arrays(expected_workdir), arrays(workdir)
+  assert set(expected) == set(got)
+  for name, value in expected.items():
+    np.testing.assert_array_equal(value, got[name], err_msg=name)
+  assert rows(workdir) == rows(expected_workdir)
+
+
+def free_port():
+  """A port that nobody listens at now."""
+  with socket.socket() as sock:
+    sock.bind(("127.0.0.1", 0))
+    return sock.getsockname()[1]

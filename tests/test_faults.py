@@ -1,0 +1,288 @@
+"""Faults of a run, for real: signals, hangs, lost processes, bad records.
+
+Others are tested elsewhere: kill -9 and signals between steps in
+test_train_processes.py, full disks, flipped bits and kill -9 while saving in
+test_checkpoint_faults.py, NaN in test_train.py.
+"""
+
+import os
+import random
+import re
+import signal
+import socket
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests import processes
+
+CONFIG = "tests/fault_config.py"
+# Seconds in which something that ends at once has ended, on a busy machine.
+SOON = 60
+HUNG = 4
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """The run with two evaluators, without a fault."""
+  workdir = tmp_path_factory.mktemp("finished")
+  processes.finish(processes.start(workdir, config=f"{CONFIG}:evals=2"))
+  return workdir
+
+
+def _end_all(both):
+  for process in both:
+    if process.poll() is None:
+      process.kill()
+
+
+# -- SIGTERM -----------------------------------------------------------------
+
+
+class Slow:
+  """Evaluations are slow as long as this file exists."""
+
+  def __init__(self, folder):
+    self.path = folder / "wait"
+    self._reached = self.path.with_suffix(".reached")
+    self._reached.unlink(missing_ok=True)
+    self.path.touch()
+    self.env = {"FAULT_EVAL": str(self.path)}
+
+  def wait(self, *run):
+    processes.wait_until(self._reached.exists, *run, what="An evaluation")
+
+
+def test_sigterm_while_evaluating(finished, tmp_path):
+  """It does not wait for the evaluator, and the continued run makes up."""
+  workdir, config = tmp_path / "workdir", f"{CONFIG}:evals=2"
+  slow = Slow(tmp_path)
+  # At step 0 nothing is trained yet, at step 4 there is something to lose.
+  first = processes.start(workdir, config=config, **slow.env)
+  slow.wait(first)
+  first.send_signal(signal.SIGTERM)
+  assert "after step 0; the state is saved" in processes.finish(
+      first, 143, SOON)
+
+  slow.path.unlink()
+  second = processes.start(workdir, config=config, **slow.env)
+  processes.wait_for_step(second, workdir, 1)
+  slow = Slow(tmp_path)
+  slow.wait(second)
+  second.send_signal(signal.SIGTERM)
+  output = processes.finish(second, 143, SOON)
+  assert re.search("Stopped on request after step [456]; the state", output)
+  assert "accuracy" in output
+  processes.finish(processes.start(workdir, config=config))
+  processes.assert_same(finished, workdir)
+
+
+def test_sigterm_to_one_of_two_while_evaluating(finished, tmp_path):
+  """Both leave at the same evaluator; one process alone continues."""
+  workdir, config = tmp_path / "workdir", f"{CONFIG}:evals=2"
+  slow = Slow(tmp_path)
+  both = processes.start_two(
+      workdir, config=config, env=(slow.env, slow.env))
+  slow.wait(*both)
+  both[1].send_signal(signal.SIGTERM)
+  time.sleep(3)  # Until jax's service has told both.
+  slow.path.unlink()
+  for process in both:
+    processes.finish(process, 143, SOON)
+  assert "after step 0; the state is saved" in processes.output(both[0])
+  processes.finish(processes.start(workdir, config=config))
+  ours, theirs = processes.rows(workdir), processes.rows(finished)
+  assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+  for key in ("training_loss", "test1/loss"):
+    np.testing.assert_allclose(ours[-1][key], theirs[-1][key], rtol=1e-5)
+
+
+def test_sigterm_to_both_of_two_between_evaluations(tmp_path):
+  """As SLURM sends it. orbax asks jax's service for steps to stop at, too."""
+  both = processes.start_two(tmp_path, config=f"{CONFIG}:evals=2,steps=4000")
+  try:
+    processes.wait_for_step(both[0], tmp_path, 9)
+    for process in both:
+      process.send_signal(signal.SIGTERM)
+    for process in both:
+      processes.finish(process, 143, SOON)
+  finally:
+    _end_all(both)
+  stopped = processes.rows(tmp_path)[-1]["step"]
+  assert (f"after step {stopped}; the state is saved"
+          in processes.output(both[0]))
+  assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
+
+
+def test_sigterm_while_compiling(tmp_path):
+  """The compiler cannot be stopped; the step is done and saved then."""
+  process = processes.start(
+      tmp_path, config=f"{CONFIG}:depth=4,watchdog={{'grace_s': 200}}",
+      JAX_LOG_COMPILES="1", JAX_ENABLE_COMPILATION_CACHE="0")
+  processes.wait_for_text(process, "Compiling jit(step_fn)")
+  process.send_signal(signal.SIGTERM)
+  output = processes.finish(process, 143, 2 * SOON)
+  assert "after step 1; the state is saved" in output
+  assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_sigterm_while_saving(finished, tmp_path):
+  """What is being saved gets saved, then comes the next step's."""
+  config = f"{CONFIG}:evals=2"
+  process = processes.start(tmp_path, config=config)
+  processes.wait_until(
+      (tmp_path / "checkpoints" / "saving.txt").exists, process,
+      what="Saving")
+  process.send_signal(signal.SIGTERM)
+  assert "the state is saved" in processes.finish(process, 143, SOON)
+  processes.finish(processes.start(tmp_path, config=config))
+  processes.assert_same(finished, tmp_path)
+
+
+# -- hangs -------------------------------------------------------------------
+
+
+def test_a_step_that_hangs(tmp_path):
+  process = processes.start(
+      tmp_path, config=f"{CONFIG}:watchdog={{'step_s': 3}}", FAULT_STEP="3")
+  output = processes.finish(process, HUNG, SOON)
+  assert "Watchdog: Process 0, at step 4 in 'step', got nowhere" in output
+  assert "config.watchdog.step_s is 3 s" in output
+  assert "fault_config.py" in output and "in trap" in output  # The stacks.
+
+
+def test_sigterm_to_a_step_that_hangs(tmp_path):
+  """Nobody would get rid of it otherwise: the signal is caught."""
+  process = processes.start(
+      tmp_path, config=f"{CONFIG}:watchdog={{'step_s': 0, 'grace_s': 2}}",
+      FAULT_STEP="3")
+  processes.wait_for_step(process, tmp_path, 3)
+  process.send_signal(signal.SIGTERM)
+  output = processes.finish(process, HUNG, SOON)
+  assert "was asked to stop" in output and "in trap" in output
+
+
+# -- two processes -----------------------------------------------------------
+
+
+# Short limits, but not shorter than a busy machine's hiccups.
+_LIMITED = f"{CONFIG}:watchdog={{'data_s': 6, 'step_s': 40, 'peer_s': 8}}"
+
+
+def test_a_peer_that_lives_and_does_not_move(tmp_path):
+  """jax never notices; here both end, and both say whose data it was."""
+  both = processes.start_two(
+      tmp_path, config=_LIMITED, env=({}, {"FAULT_DATA": "24"}))
+  outputs = [processes.finish(process, HUNG, 2 * SOON) for process in both]
+  culprit = re.search(
+      "Process 1, at step ([2-5]) in 'data', got nowhere", outputs[1])
+  assert culprit and "config.watchdog.data_s is 6 s" in outputs[1]
+  assert "process 0: at step" in outputs[1] and "<- behind" in outputs[1]
+  assert "Process 1 ended with exit code 4, so process 0" in outputs[0]
+  assert culprit.group() in outputs[0]
+  assert all("most recent call first" in output for output in outputs)
+
+
+def _in_the_middle(tmp_path, lost, number):
+  """A run of two, one of which gets a signal; (process, output) of the other.
+
+  What is left of it must end by itself, with an error.
+  """
+  both = processes.start_two(tmp_path, config=f"{_LIMITED},steps=100000")
+  try:
+    processes.wait_for_step(both[0], tmp_path, 3)
+    both[lost].send_signal(number)
+    other = both[1 - lost]
+    other.wait(timeout=SOON)
+    return other, processes.output(other)
+  finally:
+    _end_all(both)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_peer_that_is_killed_or_stopped(tmp_path, number):
+  other, output = _in_the_middle(tmp_path, 1, number)
+  assert other.returncode == HUNG, output
+  assert re.search(
+      r"Process 1 has given no sign of life for \d+ s.*"
+      r"Its last word was at step \d+ in '\w+'", output), output
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_first_process_is_killed_or_stopped(tmp_path, number):
+  """jax's coordination service goes with it; that may end others first."""
+  other, output = _in_the_middle(tmp_path, 0, number)
+  assert other.returncode in (HUNG, -signal.SIGABRT), output
+  if other.returncode == HUNG:
+    assert "Process 0 has given no sign of life" in output
+
+
+def test_a_bad_record_of_one_of_two(tmp_path):
+  """The other would wait for it in a collective."""
+  for i in range(64):
+    folder = tmp_path / "data" / f"class{i % 2}"
+    folder.mkdir(parents=True, exist_ok=True)
+    fname = folder / f"{i:02d}.png"
+    Image.fromarray(np.full((8, 8), i, np.uint8)).save(fname)
+    if i == 40:
+      fname.write_bytes(b"no image")
+  both = processes.start_two(
+      tmp_path / "workdir", config=f"{CONFIG}:steps=100",
+      env=({"FAULT_FOLDER": str(tmp_path / "data")},) * 2)
+  outputs = [processes.finish(process, 6, SOON) for process in both]
+  hit = [output.startswith("DataError") or "\nDataError" in output
+         for output in outputs]
+  assert sum(hit) >= 1
+  assert all("40.png" in output for output in outputs)
+  if sum(hit) == 1:
+    assert f"Process {hit.index(True)} ended with exit code 6" in outputs[
+        hit.index(False)]
+
+
+# -- surroundings ------------------------------------------------------------
+
+
+def test_a_second_run_in_the_same_workdir(tmp_path):
+  first = processes.start(tmp_path, config=f"{CONFIG}:steps=100000")
+  try:
+    processes.wait_for_step(first, tmp_path, 1)
+    second = processes.start(tmp_path, config=f"{CONFIG}:steps=100000")
+    output = processes.finish(second, 2, SOON)
+    assert f"process {first.pid} on {socket.gethostname()}" in output
+    assert "in use by another run" in output and "Traceback" not in output
+    assert first.poll() is None
+  finally:
+    first.kill()
+  first.wait()
+  third = processes.start(tmp_path, config=f"{CONFIG}:steps=100000")
+  processes.wait_for_text(third, "Continuing after step")
+  third.kill()
+  third.wait()
+
+
+def test_surroundings_do_not_change_numbers(finished, tmp_path):
+  workdir = tmp_path / "workdir"
+  processes.finish(processes.start(
+      workdir, config=f"{CONFIG}:evals=2", umask=0o077,
+      LC_ALL="tr_TR.ISO-8859-9", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LANGUAGE="tr",
+      TZ="Pacific/Kiritimati", PYTHONHASHSEED="123", HOME="/nonexistent"))
+  processes.assert_same(finished, workdir)
+  assert (workdir / "metrics.jsonl").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.slow
+def test_kill_9_twenty_times_at_random_moments(finished, tmp_path):
+  """While starting, restoring, training, evaluating, saving."""
+  config, generator = f"{CONFIG}:evals=2", random.Random(0)
+  start = time.monotonic()
+  processes.finish(processes.start(tmp_path / "timed", config=config))
+  seconds = time.monotonic() - start
+  for _ in range(20):
+    process = processes.start(tmp_path / "workdir", config=config)
+    time.sleep(seconds * generator.uniform(0.3, 1.1))
+    process.kill()
+    process.wait()
+  processes.finish(processes.start(tmp_path / "workdir", config=config))
+  processes.assert_same(finished, tmp_path / "workdir")
