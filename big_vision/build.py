@@ -26,7 +26,7 @@ class Built(NamedTuple):
   info: Info
   task: Task
   strategy: list
-  shapes: Any        # The state: jax.ShapeDtypeStructs that know their sharding.
+  shapes: Any        # The state, as jax.ShapeDtypeStruct with sharding.
   shardings: Any
   rng_init: jax.Array
   rng_train: jax.Array
@@ -87,6 +87,8 @@ class LoopOptions(NamedTuple):
   keep_best: Mapping[str, Any]
   resume: str | None
   wandb: Mapping[str, Any] | None
+  profile: Mapping[str, Any]
+  compilation_cache: str | None
 
 
 def loop_options(config: config_lib.Config, info: Info) -> LoopOptions:
@@ -101,7 +103,8 @@ def loop_options(config: config_lib.Config, info: Info) -> LoopOptions:
         total_steps=info.total_steps, default=default)
   return LoopOptions(
       every("log_training", 50), every("ckpt"), every("keep_ckpt"),
-      config.get("keep_best", {}), config.get("resume"), config.get("wandb"))
+      config.get("keep_best", {}), config.get("resume"), config.get("wandb"),
+      config.get("profile", {}), config.get("compilation_cache"))
 
 
 def make_evaluators(

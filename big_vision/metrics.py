@@ -10,8 +10,14 @@ import contextlib
 import json
 import math
 import os
+import resource
+import sys
 import time
 from typing import Any
+
+import jax
+
+from big_vision import chips
 
 _FILE = "metrics.jsonl"
 
@@ -169,6 +175,9 @@ class Chrono:
     data_size: examples an epoch.
     saved: what `state()` returned before the run was interrupted.
     time_fn: seconds, monotonic.
+
+  Attributes:
+    flops: of a step, over all devices; to be set once it is known.
   """
 
   def __init__(self, first_step: int, total_steps: int, batch_size: int,
@@ -177,7 +186,8 @@ class Chrono:
                time_fn: Callable[[], float] = time.monotonic):
     self._first_step, self._total_steps = first_step, total_steps
     self._batch_size, self._num_devices = batch_size, num_devices
-    self._device_kind, self._data_size = device_kind, data_size
+    self._chip, self._data_size = chips.of_device(device_kind), data_size
+    self.flops = 0.0
     self._time = time_fn
     self._start = time_fn()
     self._before = dict(saved or {}).get("uptime", 0.0)
@@ -213,8 +223,9 @@ class Chrono:
     Returns:
       "uptime" (seconds, all sessions), "examples_seen", "epoch", "progress" in
       [0, 1], "core_hours"; from the second step on "img/sec", "img/sec/core",
-      "eta" (seconds) and "data_stall", the fraction of time spent waiting for
-      data; "z/secs/..." for what was paused.
+      "eta" (seconds), "data_stall" (the fraction of time spent waiting for
+      data), "tflops/sec/core" and, of chips whose data sheet is known, "mfu"
+      (the share of what they could do); "z/secs/..." for what was paused.
     """
     now = self._time()
     uptime = self._before + now - self._start
@@ -232,6 +243,10 @@ class Chrono:
       values["img/sec"] = speed
       values["img/sec/core"] = speed / self._num_devices
       values["data_stall"] = min(1.0, (waited - marked_waited) / seconds)
+      flops = self.flops * speed / self._batch_size / self._num_devices
+      values["tflops/sec/core"] = flops / 1e12
+      if self._chip is not None:
+        values["mfu"] = flops / self._chip.flops
       values["eta"] = (
           (self._total_steps - step) * seconds / (step - marked_step))
     self._mark = (step, now, self._paused, waited)
@@ -245,6 +260,21 @@ class Chrono:
     return {"uptime": self._before + self._time() - self._start}
 
 
+def memory() -> dict[str, float]:
+  """GiB that this process has taken at most: "host_gib", "device_gib".
+
+  Of the first of its devices; CPUs do not say.
+  """
+  # Kilobytes on Linux, bytes on macOS.
+  unit = 2 ** 10 if sys.platform == "darwin" else 1
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+  values = {"host_gib": peak / 2 ** 20}
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if "peak_bytes_in_use" in stats:
+    values["device_gib"] = stats["peak_bytes_in_use"] / 2 ** 30
+  return values
+
+
 def format_progress(
     step: int, total_steps: int, values: Mapping[str, float]) -> str:
   """One line for people: where the run is, how it does, how long it takes."""
@@ -256,6 +286,8 @@ def format_progress(
     parts.append(f"accuracy {values['training_prec@1']:.1%}")
   if "img/sec" in values:
     parts.append(f"{values['img/sec']:,.0f} img/s")
+  if "mfu" in values:
+    parts.append(f"MFU {values['mfu']:.0%}")
   if "eta" in values:
     parts.append(f"ETA {format_seconds(values['eta'])}")
   return "  ".join(parts)

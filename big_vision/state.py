@@ -98,21 +98,25 @@ def make_update(task: Task, rng, shardings, mesh) -> Callable[..., Any]:
   Returns:
     A function (state, frozen, batch, static) -> (state, measurements, ok). The
     state is donated; `static` is a tuple of (name, hashable). Where the loss or
-    an `l2_*` measurement is not finite, `ok` is False and the state is the old
-    one, "step" included.
+    the norm of the gradients is not finite, the state is the old one, "step"
+    included. `ok` is False then, and where any other `l2_*` is not finite.
   """
   def step_fn(state, frozen, batch, static):
     rng_step = jax.random.fold_in(rng, state["step"])
     changed, measurements = task.update(
         {**state, "frozen": frozen}, batch, rng_step, **dict(static))
     check_changed(state, changed)
-    watched = monitored(measurements)
-    ok = jnp.all(jnp.isfinite(jnp.stack(
-        [jnp.asarray(measurements[name], jnp.float32) for name in watched])))
+    finite = {name: jnp.isfinite(measurements[name])
+              for name in monitored(measurements)}
+    # What is known before the update decides. Norms of the new state are known
+    # when it is all written; deciding by them would read and write it again.
+    apply = jnp.logical_and(
+        finite["training_loss"], finite.get("l2_grads", True))
     changed["step"] = state["step"] + 1
     changed = jax.tree.map(
-        lambda new, old: jnp.where(ok, new, old), changed,
+        lambda new, old: jnp.where(apply, new, old), changed,
         {name: state[name] for name in changed})
+    ok = jnp.all(jnp.stack(list(finite.values())))
     return {**state, **changed}, measurements, ok
 
   replicated = sharding.replicated(mesh)

@@ -11,6 +11,7 @@ import time
 import types
 
 from big_vision import metrics
+import numpy as np
 import pytest
 import tensorflow as tf
 from tensorboardX.proto import event_pb2
@@ -124,6 +125,7 @@ def test_chrono_in_closed_form():
                           time_fn=lambda: now[0])
   now[0] += 7  # Compiling.
   chrono.tick(11)
+  chrono.flops = 6e12
   first = chrono.measure(11)
   assert "img/sec" not in first and first["z/secs/first_step"] == 7
   for step in (12, 13):
@@ -136,10 +138,28 @@ def test_chrono_in_closed_form():
       "uptime": 50 + 7 + 4 + 30, "examples_seen": 104, "epoch": 2.6,
       "progress": .65, "core_hours": 91 * 4 / 3600, "img/sec": 2 * 8 / 4,
       "img/sec/core": 1., "data_stall": .25, "eta": 7 * 2.,
+      "tflops/sec/core": 6 / 2 / 4,
       "z/secs/eval/test": 30}
   now[0] += 3
   assert "z/secs/eval/test" not in chrono.measure(14, waited=1.)
   assert chrono.state() == {"uptime": 94.}
+
+
+def test_mfu_is_the_share_of_what_the_chips_could_do():
+  now = [0.]
+  chrono = metrics.Chrono(0, 20, 8, 4, "TPU v5 lite", 40,
+                          time_fn=lambda: now[0])
+  chrono.flops = 4 * 197e12
+  chrono.tick(1)
+  now[0] += 5
+  assert chrono.measure(2)["mfu"] == pytest.approx(1 / 5)
+
+
+def test_memory_grows_with_what_is_held():
+  before = metrics.memory()["host_gib"]
+  held = np.ones(2 ** 26)  # Half a GiB, touched.
+  assert metrics.memory()["host_gib"] >= max(before, .5)
+  assert held.nbytes == 2 ** 29
 
 
 @pytest.mark.parametrize("seconds, text", [

@@ -84,6 +84,22 @@ def test_non_finite_update_is_not_applied_and_is_named():
   state_lib.check_finite(8, measurements, ok)
 
 
+@pytest.mark.parametrize("name, applied", [
+    ("l2_grads", False), ("l2_updates", True)])
+def test_gradients_decide_and_every_norm_stops(name, applied):
+  """Nobody goes on with, or saves, a state after `ok` is False."""
+  def update(state, batch, rng):
+    changed, measurements = _partial(state, batch, rng)
+    return changed, {**measurements, "l2_w": 1., name: jnp.inf}
+  state, frozen, step = _make(_task(update))
+  before = jax.tree.map(np.asarray, state)
+  state, measurements, ok = step(state, frozen, _batch(), ())
+  assert int(state["step"]) == applied
+  assert np.array_equal(before["params"]["w"], state["params"]["w"]) != applied
+  with pytest.raises(state_lib.NonFiniteError, match=f"{name} is inf"):
+    state_lib.check_finite(1, measurements, ok)
+
+
 def test_warm_start_initializes_only_what_was_not_loaded():
   loaded = np.arange(16., dtype=np.float32).reshape(8, 2)
   state, _, _ = _make(_task(

@@ -5,6 +5,7 @@ import os
 
 from big_vision import checkpoint
 from big_vision import config as config_lib
+from big_vision import input_pipeline
 from big_vision import launch
 from big_vision import state as state_lib
 from big_vision import train as train_lib
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+import processes
 import tiny_config
 
 
@@ -32,13 +34,9 @@ def _arrays(workdir, step=None):
   return checkpoint.read_arrays(os.path.join(workdir, "checkpoints"), step)
 
 
-# What depends on the clock is not compared.
-_TIMES = ("img/sec", "uptime", "core_hours", "eta", "data_", "z/", "y/")
-
-
 def _without_times(rows):
   return [{key: value for key, value in row.items()
-           if not key.startswith(_TIMES)} for row in rows]
+           if not key.startswith(processes.TIMES)} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +192,36 @@ def test_continuing_another_run_and_keeping_the_best(finished, tmp_path):
 def test_another_run_that_is_not_there_is_no_fresh_start(tmp_path):
   with pytest.raises(config_lib.ConfigError, match="no checkpoints to continue"):
     train_lib.train(_config(resume=str(tmp_path / "missing")), str(tmp_path))
+
+
+def test_another_batch_size_goes_on_where_it_was_in_the_data(
+    tmp_path, monkeypatch):
+  """In examples: 4 steps of 16 and 24 more, in steps of 8, are 88."""
+  starts = []
+  original = input_pipeline.TrainingPipeline.start
+  def start(self, first_batch, *args, **kw):
+    starts.append((self.batch_size, first_batch))
+    return original(self, first_batch, *args, **kw)
+  monkeypatch.setattr(input_pipeline.TrainingPipeline, "start", start)
+  train_lib.train(_config("steps=4"), str(tmp_path))
+  train_lib.train(_config("steps=7", **{"input.batch_size": 8}), str(tmp_path))
+  train_lib.train(_config("steps=8", **{"input.batch_size": 48}), str(tmp_path))
+  assert starts[0] == (16, 0)
+  assert starts[2] == (8, 4 * 16 // 8)
+  # 88 examples are one whole batch of 48 and a part: that batch is skipped.
+  assert starts[4] == (48, 2)
+  assert [row["step"] for row in _rows(tmp_path)] == list(range(9))
+
+
+def test_every_run_says_what_it_does_to_the_machine(finished):
+  for row in _rows(finished)[2:]:
+    assert row["tflops/sec/core"] > 0 and row["host_gib"] > .1
+    assert 0 <= row["data_stall"] <= 1
+
+
+def test_a_profile_of_some_steps(tmp_path):
+  train_lib.train(_config("steps=4", evals=None, **{"profile": dict(
+      first_step=2, num_steps=2)}), str(tmp_path))
+  names = [path.name for path in (tmp_path / "profile").rglob("*")]
+  assert any(name.endswith(".xplane.pb") for name in names)
+  assert "memory.prof" in names

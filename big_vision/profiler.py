@@ -1,0 +1,57 @@
+"""A trace of some steps, and what the devices' memory holds then.
+
+`config.profile = dict(first_step=100, num_steps=3)` leaves both in
+`WORKDIR/profile`; XProf (`pip install xprof`) and Perfetto show the trace, pprof
+shows `memory.prof`.
+"""
+
+import os
+
+import jax
+
+
+class Profiler:
+  """A context manager; knows when its steps come.
+
+  Args:
+    workdir: of the run.
+    first_step: the first step that is traced, from 1; None for none.
+    num_steps: how many. The first step of a process compiles: leave it out.
+
+  Raises:
+    ValueError: less than one step.
+  """
+
+  def __init__(self, workdir: str, *, first_step: int | None = None,
+               num_steps: int = 3):
+    if first_step is not None and (first_step < 1 or num_steps < 1):
+      raise ValueError(
+          f"Steps are counted from 1; got first_step={first_step}, "
+          f"num_steps={num_steps}.")
+    self._directory = os.path.join(workdir, "profile")
+    self._first, self._num = first_step, num_steps
+    self._runs = False
+
+  def before(self, step: int, state):
+    """To be called before each step, with the state of the last one."""
+    if step == self._first:
+      jax.block_until_ready(state)  # What came before is not of interest.
+      jax.profiler.start_trace(self._directory)
+      self._runs = True
+    elif self._runs and step == self._first + self._num:
+      self._finish(state)
+
+  def _finish(self, state):
+    jax.block_until_ready(state)
+    jax.profiler.stop_trace()
+    self._runs = False
+    if jax.process_index() == 0:
+      jax.profiler.save_device_memory_profile(
+          os.path.join(self._directory, "memory.prof"))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    if self._runs:
+      self._finish(())
