@@ -3,6 +3,7 @@ r"""BiT, a ResNet with GroupNorm, on ImageNet-1k (arXiv:1912.11370).
 
 COMMAND
   python -m big_vision.train --config big_vision/configs/bit_i1k.py --workdir gs://BUCKET/bit_i1k
+  python -m big_vision.tools.plan --config big_vision/configs/bit_i1k.py --topology v5e:8x8
 
   as a ResNeXt-50 32x4d:
   python -m big_vision.train --config big_vision/configs/bit_i1k.py:groups=32,group_width=4 --workdir gs://BUCKET/resnext_i1k

@@ -3,6 +3,7 @@ r"""MLP-Mixer on ImageNet-1k, from scratch (arXiv:2105.01601).
 
 COMMAND
   python -m big_vision.train --config big_vision/configs/mlp_mixer_i1k.py --workdir gs://BUCKET/mlp_mixer_i1k
+  python -m big_vision.tools.plan --config big_vision/configs/mlp_mixer_i1k.py --topology v5e:4x8
 
   five times shorter:
   python -m big_vision.train --config big_vision/configs/mlp_mixer_i1k.py:epochs=60 --workdir gs://BUCKET/mlp_mixer_i1k_60ep

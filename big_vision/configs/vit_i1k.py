@@ -3,6 +3,7 @@ r"""ViT on ImageNet-1k with the augmentation and regularization of AugReg.
 
 COMMAND
   python -m big_vision.train --config big_vision/configs/vit_i1k.py:variant=B/16,aug=medium1 --workdir gs://BUCKET/vit_i1k
+  python -m big_vision.tools.plan --config big_vision/configs/vit_i1k.py:variant=B/16,aug=medium1 --topology v5e:4x8
 
 EXPECTED
   Published, not measured by this project: B/16 after 300 epochs about 79 %.
@@ -49,7 +50,8 @@ def get_config(arg=None):
   config.model_name = "vit"
   config.model = dict(
       variant=arg.variant if not arg.runlocal else "mu/16", rep_size=True,
-      pool_type="tok")
+      pool_type="tok",
+      attention="fused")
 
   config.grad_clip_norm = 1.0
   config.optax_name = "scale_by_adam"

@@ -3,6 +3,7 @@ r"""ViT pre-training on ImageNet-21k, as in AugReg (arXiv:2106.10270).
 
 COMMAND
   python -m big_vision.train --config big_vision/configs/vit_i21k.py:variant=B/16 --workdir gs://BUCKET/vit_i21k
+  python -m big_vision.tools.plan --config big_vision/configs/vit_i21k.py:variant=B/16 --topology v5e:8x8
 
 EXPECTED
   A number of this config is not published and was not measured by this project.
@@ -41,7 +42,8 @@ def get_config(arg=None):
   config.model_name = "vit"
   config.model = dict(
       variant=arg.variant if not arg.runlocal else "mu/16", rep_size=True,
-      pool_type="tok", dropout=0.1)
+      pool_type="tok", dropout=0.1,
+      attention="fused")
 
   config.grad_clip_norm = 1.0
   config.optax_name = "scale_by_adam"

@@ -42,7 +42,8 @@ def get_config(arg=None):
   config.model_name = "vit"
   config.model = dict(
       variant="S/16" if not arg.runlocal else "mu/16", rep_size=True,
-      pool_type="gap", posemb="sincos2d")
+      pool_type="gap", posemb="sincos2d",
+      attention="fused")
 
   config.grad_clip_norm = 1.0
   config.optax_name = "scale_by_adam"
