@@ -28,6 +28,11 @@ _SOURCES = {
     "bv:npz": ("big_vision.datasets.arrays", "npz"),
     "bv:folder": ("big_vision.datasets.folder", "folder"),
     "bv:jsonl": ("big_vision.datasets.jsonl", "jsonl"),
+    "bv:copy": ("big_vision.datasets.sequences", "copy"),
+    "bv:reverse": ("big_vision.datasets.sequences", "reverse"),
+    "bv:addition": ("big_vision.datasets.sequences", "addition"),
+    "bv:listops": ("big_vision.datasets.listops", "listops"),
+    "bv:pvr": ("big_vision.datasets.pvr", "pvr"),
 }
 
 
@@ -365,10 +370,13 @@ def open_source(name: str, **kwargs) -> Source | StreamSource:
   """Opens the source that a config names.
 
   Args:
-    name: "bv:digits", "bv:npz", "bv:folder", "bv:jsonl", or the name of a
-      dataset prepared by TensorFlow Datasets ("cifar10", "imagenet2012:5.1.0").
+    name: "bv:digits", "bv:npz", "bv:folder", "bv:jsonl"; data for reasoning
+      that is generated, "bv:copy", "bv:reverse", "bv:addition", "bv:listops",
+      "bv:pvr"; or the name of a dataset prepared by TensorFlow Datasets
+      ("cifar10", "imagenet2012:5.1.0").
     **kwargs: arguments of that source; see the function that `name` stands for
-      in `arrays`, `folder`, `jsonl` and `tfds_source`.
+      in `arrays`, `folder`, `jsonl`, `sequences`, `listops`, `pvr` and
+      `tfds_source`.
 
   Raises:
     ConfigError: there is no such source, or it does not take these arguments.

@@ -98,7 +98,8 @@ def test_slice_bounds_errors(start, stop, message):
 
 @pytest.mark.parametrize("name, kwargs, message", [
     ("bv:digitz", {}, r"'bv:digitz' \(did you mean 'bv:digits'\?\); there are "
-     r"\['bv:digits', 'bv:folder', 'bv:jsonl', 'bv:npz'\]"),
+     r"\['bv:addition', 'bv:copy', 'bv:digits', 'bv:folder', 'bv:jsonl', "
+     r"'bv:listops', 'bv:npz', 'bv:pvr', 'bv:reverse'\]"),
     ("bv:digits", {"splitt": "train"}, r"splitt does not exist \(did you mean "
      r"'split'\?\)\. It accepts \['split'\]"),
     ("bv:digits", {}, r"lacks \['split'\]"),
@@ -112,7 +113,7 @@ def test_open_source_errors(name, kwargs, message):
 def test_modules_do_not_import_tensorflow():
   code = (
       "import sys; from big_vision.datasets import arrays, core, folder, "
-      "jsonl, tfds_source; from big_vision.tools import prepare_dataset; "
+      "jsonl, listops, pvr, sequences, tfds_source; from big_vision.tools import prepare_dataset; "
       "print([m for m in sys.modules if m.startswith('tensorflow')])")
   found = subprocess.run(
       [sys.executable, "-c", code], capture_output=True, text=True, check=True)
