@@ -14,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
@@ -66,11 +67,31 @@ def make_mesh(
     raise config_lib.ConfigError(
         f"config.mesh is {[tuple(axis) for axis in axes]}, which takes "
         f"{int(np.prod(sizes))} devices; there are {len(devices)}.")
+  num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if num_slices > 1:
+    return _make_hybrid_mesh(names, sizes, num_slices, devices)
   # Since jax 0.9 the default is Explicit, under which matrix products of
   # sharded arrays are errors; Auto leaves them to the compiler.
   return jax.make_mesh(
       tuple(sizes), names, axis_types=(AxisType.Auto,) * len(sizes),
       devices=devices)
+
+
+def _make_hybrid_mesh(names, sizes, num_slices, devices) -> Mesh:
+  """A mesh over several slices: the first axis is cut at their borders.
+
+  Between slices the network is slow; only what that axis exchanges (gradients,
+  where it is "data") goes over it.
+  """
+  if sizes[0] % num_slices:
+    raise config_lib.ConfigError(
+        f"There are {num_slices} slices, over which the first axis of "
+        f"config.mesh is split; {names[0]!r} has {sizes[0]} devices.")
+  within = (sizes[0] // num_slices, *sizes[1:])
+  across = (num_slices,) + (1,) * len(sizes[1:])
+  return Mesh(
+      mesh_utils.create_hybrid_device_mesh(within, across, devices), names,
+      axis_types=(AxisType.Auto,) * len(names))
 
 
 @contextlib.contextmanager

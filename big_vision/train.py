@@ -30,23 +30,6 @@ from big_vision import tree
 from big_vision import watchdog
 from big_vision.evaluators import common as evaluators
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "What to train: FILE.py or FILE.py:arg=value,...",
-    lock_config=True)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where checkpoints and metrics go; a run that is there is "
-    "continued.")
-_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change", False, "Continue the run in --workdir although its "
-    "config was another.")
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "HOST:PORT of process 0, where several "
-    "processes are not detected by themselves.")
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "How many processes there are.")
-_PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Which process this is, from 0.")
-
 
 def train(config: config_lib.Config, workdir: str):
   """Trains what `config` says, from where `workdir` left off, to the end.
@@ -218,23 +201,42 @@ def train(config: config_lib.Config, workdir: str):
       f"  bash run.sh big_vision.tools.eval_only --workdir {workdir}")
 
 
+def define_flags():
+  """Called when this is the program, so that others may import it."""
+  config_flags.DEFINE_config_file(
+      "config", None, "What to train: FILE.py or FILE.py:arg=value,...",
+      lock_config=True)
+  flags.DEFINE_string(
+      "workdir", None, "Where checkpoints and metrics go; a run that is there "
+      "is continued.")
+  flags.DEFINE_bool(
+      "allow_config_change", False, "Continue the run in --workdir although its "
+      "config was another.")
+  flags.DEFINE_string(
+      "coordinator_address", None, "HOST:PORT of process 0, where several "
+      "processes are not detected by themselves.")
+  flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+  flags.DEFINE_integer("process_id", None, "Which process this is, from 0.")
+  flags.mark_flags_as_required(["config", "workdir"])
+
+
 def main(argv):
   del argv
+  args = flags.FLAGS
   with launch.exit_codes({
       config_lib.ConfigError: launch.EXIT_CONFIG,
       state_lib.NonFiniteError: launch.EXIT_NON_FINITE,
       checkpoint.StorageError: launch.EXIT_STORAGE,
       input_pipeline.DataError: launch.EXIT_DATA}):
     launch.start_processes(
-        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    config = config_lib.resolve(_CONFIG.value)
-    launch.check_workdir(_WORKDIR.value)
-    with launch.lock_workdir(_WORKDIR.value), watchdog.from_config(config):
-      config_lib.check_workdir(
-          _WORKDIR.value, config, _ALLOW_CONFIG_CHANGE.value)
-      train(config, _WORKDIR.value)
+        args.coordinator_address, args.num_processes, args.process_id)
+    config = config_lib.resolve(args.config)
+    launch.check_workdir(args.workdir)
+    with launch.lock_workdir(args.workdir), watchdog.from_config(config):
+      config_lib.check_workdir(args.workdir, config, args.allow_config_change)
+      train(config, args.workdir)
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "workdir"])
+  define_flags()
   app.run(main, flags_parser=config_lib.parse_flags)

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from big_vision import config as config_lib
 
@@ -39,19 +40,23 @@ def constrain(x, *names: str | None):
   """States how the axes of an activation are split over the mesh.
 
   The run's `sharding_rules` say which mesh axis each logical name stands for;
-  axes whose name has no rule are not split. Where the names include one of
-  `act_heads` and `act_mlp` and that has no rule, nothing is stated: these axes
-  inherit their split from the parameters, and gathering them would be waste.
-  Without rules or without a mesh, nothing happens.
+  axes whose name has no rule are not split. For act_heads and act_mlp without a
+  rule nothing is stated: these inherit their split from the parameters, and
+  gathering them would be waste. Without rules or a mesh, nothing happens.
 
   Args:
     x: an array with one axis per name.
     *names: act_batch, act_len, act_emb, act_heads, act_mlp or None.
   """
-  ruled = {name for name, _ in nn.get_logical_axis_rules()}
-  if _INNER_AXES.intersection(names) - ruled:
+  rules = nn.get_logical_axis_rules()
+  if not rules or jax.sharding.get_abstract_mesh().empty:
     return x
-  return nn.with_logical_constraint(x, names)
+  free = _INNER_AXES - {name for name, _ in rules}
+  spec = nn.logical_to_mesh_axes(
+      [None if name in free else name for name in names], rules)
+  return jax.lax.with_sharding_constraint(x, P(*(
+      P.UNCONSTRAINED if name in free else axes
+      for name, axes in zip(names, spec, strict=True))))
 
 
 def remat(module: type[nn.Module], policy: str, *, in_scan: bool = False):

@@ -25,13 +25,6 @@ from big_vision import state as state_lib
 from big_vision import watchdog
 from big_vision.evaluators import common as evaluators
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Whose evaluators to run; by default the run's own.",
-    lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run.")
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: newest.")
-_BEST = flags.DEFINE_bool("best", False, "Take the best checkpoint instead.")
-
 
 def evaluate(config: config_lib.Config, workdir: str, *,
              step: int | None = None, best: bool = False) -> dict[str, float]:
@@ -58,26 +51,38 @@ def evaluate(config: config_lib.Config, workdir: str, *,
   return values
 
 
+def define_flags():
+  """Called when this is the program, so that others may import it."""
+  config_flags.DEFINE_config_file(
+      "config", None, "Whose evaluators to run; by default the run's own.",
+      lock_config=True)
+  flags.DEFINE_string("workdir", None, "The run.")
+  flags.DEFINE_integer("step", None, "Which checkpoint; default: newest.")
+  flags.DEFINE_bool("best", False, "Take the best checkpoint instead.")
+  flags.mark_flag_as_required("workdir")
+
+
 def main(argv):
   del argv
+  args = flags.FLAGS
   with launch.exit_codes({
       config_lib.ConfigError: launch.EXIT_CONFIG,
       input_pipeline.DataError: launch.EXIT_DATA,
       checkpoint.CheckpointDamaged: launch.EXIT_STORAGE,
       checkpoint.StorageError: launch.EXIT_STORAGE}):
     launch.start_processes()
-    stored = config_lib.load_workdir(_WORKDIR.value)
+    stored = config_lib.load_workdir(args.workdir)
     if stored is None:
       raise config_lib.ConfigError(
-          f"{_WORKDIR.value} has no config.json: it is not a run's workdir.")
-    if _CONFIG.value is not None:
-      given = config_lib.resolve(_CONFIG.value)
+          f"{args.workdir} has no config.json: it is not a run's workdir.")
+    if args.config is not None:
+      given = config_lib.resolve(args.config)
       stored = config_lib.Config(
           {**stored.to_dict(), "evals": given.to_dict().get("evals", {})})
     with watchdog.from_config(stored):
-      evaluate(stored, _WORKDIR.value, step=_STEP.value, best=_BEST.value)
+      evaluate(stored, args.workdir, step=args.step, best=args.best)
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("workdir")
+  define_flags()
   app.run(main, flags_parser=config_lib.parse_flags)

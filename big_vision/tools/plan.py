@@ -50,20 +50,6 @@ from big_vision import tree
 from big_vision import watchdog
 from big_vision.datasets import tfds_source
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "What to plan: FILE.py or FILE.py:arg=value,...",
-    lock_config=True)
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "A TPU slice, such as v5e:16x16, v5p:8x8x16, v6e:4x4.")
-_NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "How many such slices.")
-_DEVICES = flags.DEFINE_integer(
-    "devices", None, "How many devices, where there is no topology.")
-_CHIP = flags.DEFINE_string(
-    "chip", None, "What they are: h100, h200, a100 or cpu.")
-_PRICE = flags.DEFINE_float("price", None, "Of a chip for an hour.")
-_TABLE = flags.DEFINE_bool(
-    "table", False, "A row for each config file that is named after it.")
-
 # Bytes per second that a host writes to storage, where none was measured.
 _STORAGE = 0.5e9
 # A share of the state below which a group of leaves is not listed.
@@ -104,27 +90,31 @@ class Plan(NamedTuple):
   flops: float
 
 
-def describe_topology(name: str, num_slices: int = 1) -> Hardware:
-  """The TPU slice that `name` means.
+def describe_topology(topology: str, num_slices: int = 1) -> Hardware:
+  """The TPU slice, or several alike, that `topology` ("v5e:4x4") means.
 
   Raises:
     ConfigError: libtpu is not installed, or knows no such slice.
   """
   from jax.experimental import topologies
-  # Else it asks a metadata server that only TPU VMs have.
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  kind = name.partition(":")[0]
-  chip = chips.by_name(kind)
+  # What a TPU VM would tell libtpu; nothing here is used, only described, so
+  # several may do it at once.
+  for name, value in (
+      ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
+      ("TPU_ACCELERATOR_TYPE", "v5litepod-1"),
+      ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
+    os.environ.setdefault(name, value)
+  chip = chips.by_name(topology.partition(":")[0])
   options = dict(num_slices=num_slices) if num_slices > 1 else {}
   try:
     devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=name, **options).devices
+        platform="tpu", topology_name=topology, **options).devices
   except Exception as error:  # Whatever the plugin raises.
     raise config_lib.ConfigError(
-        f"The topology {name!r} cannot be described: {error} It needs `pip "
+        f"The topology {topology!r} cannot be described: {error} It needs `pip "
         "install big_vision[plan]`, and names such as v5e:4x4 or "
         "v5p:4x4x4.") from error
-  name = f"{num_slices} x {name}" if num_slices > 1 else name
+  name = f"{num_slices} x {topology}" if num_slices > 1 else topology
   return Hardware(name, list(devices), chip,
                   len({d.process_index for d in devices}), True)
 
@@ -412,13 +402,14 @@ def _find_fit(config, hardware) -> None:
 
 
 def _hardware() -> Hardware:
-  if (_TOPOLOGY.value is None) == (_DEVICES.value is None):
+  args = flags.FLAGS
+  if (args.topology is None) == (args.devices is None):
     raise config_lib.ConfigError(
         "Say for what to plan: either --topology=v5e:4x4 or --devices=8 "
         "--chip=h100.")
-  if _TOPOLOGY.value is not None:
-    return describe_topology(_TOPOLOGY.value, _NUM_SLICES.value)
-  return describe_devices(_DEVICES.value, _CHIP.value or "cpu")
+  if args.topology is not None:
+    return describe_topology(args.topology, args.num_slices)
+  return describe_devices(args.devices, args.chip or "cpu")
 
 
 def _plan_table(paths: Sequence[str]):
@@ -429,7 +420,7 @@ def _plan_table(paths: Sequence[str]):
     flags.FLAGS(["plan", *header_command(path)])
     hardware = _hardware()
     try:
-      plan = make_plan(config_lib.resolve(_CONFIG.value), hardware)
+      plan = make_plan(config_lib.resolve(flags.FLAGS.config), hardware)
     except DoesNotFitError:
       plan = None
     name = next(a for a in itertools.chain(
@@ -437,7 +428,24 @@ def _plan_table(paths: Sequence[str]):
     print(table_row(os.path.basename(name), plan, hardware), flush=True)
 
 
+def define_flags():
+  """Called when this is the program, so that others may import it."""
+  config_flags.DEFINE_config_file(
+      "config", None, "What to plan: FILE.py or FILE.py:arg=value,...",
+      lock_config=True)
+  flags.DEFINE_string(
+      "topology", None, "A TPU slice, such as v5e:16x16, v5p:8x8x16, v6e:4x4.")
+  flags.DEFINE_integer("num_slices", 1, "How many such slices.")
+  flags.DEFINE_integer(
+      "devices", None, "How many devices, where there is no topology.")
+  flags.DEFINE_string("chip", None, "What they are: h100, h200, a100 or cpu.")
+  flags.DEFINE_float("price", None, "Of a chip for an hour.")
+  flags.DEFINE_bool(
+      "table", False, "A row for each config file that is named after it.")
+
+
 def main(argv):
+  args = flags.FLAGS
   # Nothing is computed but on the host.
   jax.config.update("jax_platforms", "cpu")
   with launch.exit_codes({
@@ -445,19 +453,19 @@ def main(argv):
       DoesNotFitError: launch.EXIT_CONFIG,
       input_pipeline.DataError: launch.EXIT_DATA,
   }), tfds_source.declared_if_missing() as missing:
-    if _TABLE.value:
+    if args.table:
       _plan_table(argv[1:])
       return
-    if _CONFIG.value is None:
+    if args.config is None:
       raise config_lib.ConfigError("--config says what to plan.")
     hardware = _hardware()
     try:
-      plan = make_plan(config_lib.resolve(_CONFIG.value), hardware)
+      plan = make_plan(config_lib.resolve(args.config), hardware)
     except DoesNotFitError as error:
       print(f"It does not fit {hardware.name}: {error}", file=sys.stderr)
-      _find_fit(_CONFIG.value, hardware)
+      _find_fit(args.config, hardware)
       raise
-    for line in report(plan, hardware, _PRICE.value):
+    for line in report(plan, hardware, args.price):
       print(line)
     if missing:
       print(f"\nNot prepared here: {sorted(missing)}. Their shapes and sizes "
@@ -465,4 +473,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main, flags_parser=config_lib.parse_flags)

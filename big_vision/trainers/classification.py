@@ -1,6 +1,8 @@
 """Supervised classification, the task of a config that names no trainer."""
 
+from collections.abc import Mapping
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +28,17 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   every `config.redraw_steps`, or never. Nothing is frozen but what the config's
   `schedule` freezes.
 
+  A model may give losses of its own, `out["losses"]`, and measurements,
+  `out["measurements"]`, both {name: float32[], the mean over the batch}. The
+  config weights each of the losses, `aux_losses = {name: weight}`, and what is
+  minimized, and logged as training_loss, is `loss` plus weight times value.
+  All of them are logged as training_<name>, without their weights. Evaluators
+  of "loss" see `loss` alone.
+
   Args:
     config: reads model_name, model, num_classes, model_init, model_load, loss,
-      init_head_bias, mixup, cutmix, grad_accum_steps, ema_decay, redraw_{steps,
-      examples,epochs,percent} and the keys of `optim.make`.
+      aux_losses, init_head_bias, mixup, cutmix, grad_accum_steps, ema_decay,
+      redraw_{steps,examples,epochs,percent} and the keys of `optim.make`.
     info: what the loop knows.
   """
   models = config_lib.import_by_name(
@@ -37,6 +46,7 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   model = config_lib.call(models.Model, config.get("model", {}),
                           "config.model", num_classes=config.num_classes)
   loss_fn = losses.get_loss(config.get("loss", "sigmoid_xent"))
+  aux_weights = dict(config.get("aux_losses", {}))
 
   def init_variables(rng, batch):
     variables = dict(model.init(rng, batch["image"]))
@@ -84,13 +94,15 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
         params, lambda leaf: not isinstance(leaf, jax.ShapeDtypeStruct))}
 
   def loss_and_changes(params, batch, rng, others):
-    (logits, _), changed = model.apply(
+    (logits, out), changed = model.apply(
         {"params": params, **others}, batch["image"], train=True,
         rngs={"dropout": rng}, mutable=mutable)
     top1 = jnp.take_along_axis(
         batch["labels"], jnp.argmax(logits, axis=1)[:, None], axis=1)
-    loss = loss_fn(logits=logits, labels=batch["labels"])
-    return loss.mean(), ({"training_prec@1": top1.mean()}, changed)
+    loss = loss_fn(logits=logits, labels=batch["labels"]).mean()
+    aux_loss, measurements = weigh_auxiliary(out, aux_weights)
+    return loss + aux_loss, (
+        {**measurements, "training_prec@1": top1.mean()}, changed)
 
   grad_accum_steps = config.get("grad_accum_steps", 1)
 
@@ -131,3 +143,50 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   if (decay := config.get("ema_decay")) is not None:
     task = task_lib.with_ema(task, decay)
   return task
+
+
+def weigh_auxiliary(
+    out: Mapping[str, Any],
+    weights: Mapping[str, float]) -> tuple[Any, dict[str, Any]]:
+  """What a model's own losses add to the loss, and what to log of them.
+
+  Args:
+    out: of a model; its "losses" and "measurements", if there are any, are
+      {name: number[]}.
+    weights: of every loss, by name. The model's losses are known when it is
+      traced, not before, and so are the errors here.
+
+  Returns:
+    loss: float32[], the sum of weight times value; a weight of 0 leaves the
+      value out altogether, whatever it is.
+    measurements: {"training_<name>": float32[]} of losses and measurements.
+
+  Raises:
+    ConfigError: a weight without a loss, or a loss without a weight.
+    ValueError: a value that is not a single number, a name that is taken.
+  """
+  given = out.get("losses", {})
+  for name in weights:
+    if name not in given:
+      raise config_lib.ConfigError(
+          f"config.aux_losses weights {name!r}, which the model as configured "
+          f"does not give{config_lib.nearest(name, given)}. It gives "
+          f"{sorted(given)}.")
+  if missing := sorted(set(given) - set(weights)):
+    raise config_lib.ConfigError(
+        f"The model gives the losses {missing}, which config.aux_losses does "
+        f"not weight; it has {sorted(weights)}. A weight of 0 leaves one out.")
+  logged = {}
+  for name, value in [*given.items(), *out.get("measurements", {}).items()]:
+    if jnp.shape(value):
+      raise ValueError(
+          f"The model's {name!r} must be a single number, the mean over the "
+          f"batch; it has shape {jnp.shape(value)}.")
+    if name in ("loss", "prec@1") or f"training_{name}" in logged:
+      raise ValueError(
+          f"The model's {name!r} would be logged as 'training_{name}', where "
+          "there is something else; give it another name.")
+    logged[f"training_{name}"] = jnp.asarray(value, jnp.float32)
+  loss = sum((weight * logged[f"training_{name}"]
+              for name, weight in weights.items() if weight), jnp.float32(0))
+  return loss, logged

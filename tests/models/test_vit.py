@@ -13,6 +13,7 @@ import flax.errors
 import jax
 from jax import ad_checkpoint
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 import scipy.special
@@ -614,22 +615,27 @@ def test_sharded_activations_change_nothing(pool_type, scan):
   assert out["encoder"]["block01"]["+mlp"].sharding.spec[0] == "data"
 
 
-def _constrained_shapes(model, params, image):
+def _constrained(model, params, image):
+  """[(shape, spec)] of the model's constraints."""
   jaxpr = jax.make_jaxpr(lambda p: model.apply({"params": p}, image))(params)
-  return [eqn.outvars[0].aval.shape for eqn in jaxpr.eqns
+  return [(eqn.outvars[0].aval.shape, eqn.params["sharding"].spec)
+          for eqn in jaxpr.eqns
           if eqn.primitive.name == "sharding_constraint"]
 
 
 def test_constraints_follow_the_rules_and_are_absent_without():
   model = vit.Model(K, **TINY, pool_type="map")
   params, image = _params(model), np.concatenate([_image()] * 4)[:4]
-  assert not _constrained_shapes(model, params, image)
+  assert not _constrained(model, params, image)
   mesh = sharding.make_mesh([("data", 4), ("model", 2)])
   with sharding.use(mesh, RULES):
-    shapes = _constrained_shapes(model, params, image)
+    shapes = [shape for shape, _ in _constrained(model, params, image)]
   residual, heads, mlp = (4, H * W, D), (4, H * W, 2, 4), (4, H * W, 12)
   assert shapes.count(residual) == 5  # The start, and twice a block.
   assert shapes.count(heads) == 4 and shapes.count(mlp) == 2
   # Inner axes follow the parameters where no rule speaks of them.
   with sharding.use(mesh, RULES[:1]):
-    assert set(_constrained_shapes(model, params, image)) == {residual}
+    specs = dict(_constrained(model, params, image))
+  assert specs[residual] == P("data", None, None)
+  assert specs[heads] == P("data", None, P.UNCONSTRAINED, None)
+  assert specs[mlp] == P("data", None, P.UNCONSTRAINED)

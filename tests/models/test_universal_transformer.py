@@ -1,0 +1,699 @@
+"""The Universal Transformer against its definition in NumPy, token by token."""
+
+import functools
+import math
+
+from big_vision import config as config_lib
+from big_vision import sharding
+from big_vision import tree
+from big_vision.models import act
+from big_vision.models import common
+from big_vision.models import universal_transformer as ut
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+# Nothing is square here, so that transposed axes do not go unnoticed.
+B, H, W, D, K, M, V = 3, 2, 3, 8, 5, 5, 11
+N = H * W
+SIZES = dict(width=D, num_heads=2, mlp_dim=12, max_steps=M, head_zeroinit=False)
+IMAGES = dict(patch_size=(4, 2), posemb="sincos2d", **SIZES)
+TEXT = dict(vocab_size=V, pool_type="none", **SIZES)
+LENGTHS = np.array([6, 4, 1])
+MASK = np.arange(N) < LENGTHS[:, None]
+
+
+def _image():
+  return np.random.default_rng(0).uniform(
+      -1, 1, (B, 4 * H, 2 * W, 3)).astype(np.float32)
+
+
+def _text():
+  return np.random.default_rng(1).integers(0, V, (B, N), np.int32)
+
+
+def _input(model):
+  """What a model takes: an image, or text and its mask."""
+  return (_image(),) if model.vocab_size is None else (_text(), MASK)
+
+
+@functools.cache
+def _shapes(model):
+  spec = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _input(model))
+  return jax.eval_shape(model.init, jax.random.key(0), *spec)["params"]
+
+
+def _params(model, scale=0.4, bias=-1.0):
+  """Parameters none of which is zero or one; tokens halt at all steps."""
+  def draw(name, leaf):
+    rng = np.random.default_rng(sum(map(ord, name)))
+    around = 1.0 if name.endswith("scale") else 0.0
+    return (around + scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+  params = tree.map_with_names(draw, _shapes(model))
+  if model.halting == "act":
+    halting = params["Transformer"]["block"]["halting"]
+    halting["bias"][:] = bias
+    halting["kernel"][:] = np.random.default_rng(4).normal(0, 1.2, (D, 1))
+  return params
+
+
+# These programs run once: compiling them is what takes time.
+_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def _compiled(model, train=False):
+  return _jit(functools.partial(model.apply, train=train))
+
+
+def _apply(model, params, *args, train=False):
+  return jax.device_get(_compiled(model, train)({"params": params}, *args))
+
+
+# --- The definition -----------------------------------------------------------
+
+
+def _numpy_sincos(position, d=D):
+  """One coordinate of one token."""
+  return np.array([
+      (math.cos if i % 2 else math.sin)(position / 10_000 ** (i // 2 * 2 / d))
+      for i in range(d)])
+
+
+def _numpy_posemb(model):
+  if model.posemb == "sincos":
+    return np.stack([_numpy_sincos(i + 1) for i in range(N)])
+  # Parts: sin x, cos x, sin y, cos y; of two frequencies each.
+  return np.array([
+      [f(place * omega) for place in (x, y) for f in (math.sin, math.cos)
+       for omega in (1, 1e-4)] for y in range(H) for x in range(W)])
+
+
+def _layer_norm(x, p):
+  """[n, d]: every token by itself."""
+  return np.stack([
+      (token - token.mean()) / math.sqrt(token.var() + 1e-6) * p["scale"]
+      + p["bias"] for token in x])
+
+
+def _numpy_attention(x, p, real):
+  out = np.zeros_like(x) + p["out"]["bias"]
+  for m in range(2):
+    q, k, v = (x @ p[name]["kernel"][:, m] + p[name]["bias"][m]
+               for name in ("query", "key", "value"))
+    for i in range(len(x)):
+      e = np.exp(k[real] @ q[i] / math.sqrt(D // 2))
+      out[i] += e @ v[real] / e.sum() @ p["out"]["kernel"][m]
+  return out
+
+
+def _numpy_conv(x, kernel, grid, real):
+  """Every channel by itself; three neighbours along every axis."""
+  x = np.where(real[:, None], x, 0).reshape(*grid, -1)
+  kernel = kernel.reshape(*kernel.shape[:-2], -1)
+  out = np.zeros_like(x)
+  for place in np.ndindex(*grid):
+    for offset in np.ndindex(*kernel.shape[:-1]):
+      at = tuple(i + j - 1 for i, j in zip(place, offset))
+      if all(0 <= i < size for i, size in zip(at, grid)):
+        out[place] += x[at] * kernel[offset]
+  return out.reshape(-1, x.shape[-1])
+
+
+def _numpy_transition(x, p, grid, real):
+  for i in range(2):
+    x = np.maximum(x, 0) if i else x
+    if f"Conv_{i}" in p:
+      x = _numpy_conv(x, p[f"Conv_{i}"]["kernel"], grid, real)
+    x = x @ p[f"Dense_{i}"]["kernel"] + p[f"Dense_{i}"]["bias"]
+  return x
+
+
+def _numpy_ut(model, params, example, real):
+  """(logits, N [n], ponder [n]) of one example, in float64."""
+  p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+  if model.vocab_size is None:
+    state = np.stack([
+        example[4 * y:4 * y + 4, 2 * x:2 * x + 2].reshape(-1).astype(float)
+        @ p["embedding"]["kernel"].reshape(24, -1)
+        for y in range(H) for x in range(W)]) + p["embedding"]["bias"]
+    grid = (H, W)
+  else:
+    state, grid = p["embedding"]["embedding"][example], (N,)
+  block = p["Transformer"]["block"]
+  norms = [functools.partial(_layer_norm, p=block[f"LayerNorm_{i}"])
+           for i in range(2)]
+  attention = lambda x: _numpy_attention(
+      x, block["MultiHeadDotProductAttention_0"], real)
+  transition = lambda x: _numpy_transition(x, block["transition"], grid, real)
+
+  output, total = np.zeros((N, D)), np.zeros(N)
+  running, num_steps = real.copy(), np.zeros(N, int)
+  ponder = np.zeros(N)
+  for t in range(1, M + 1):
+    x = state + _numpy_posemb(model) + _numpy_sincos(t)
+    halting = 1 / (1 + np.exp(-(
+        x @ block["halting"]["kernel"][:, 0] + block["halting"]["bias"])))
+    for norm, branch in zip(norms, (attention, transition)):
+      x = x + branch(norm(x)) if model.norm == "pre" else norm(x + branch(x))
+    for i in np.flatnonzero(running):
+      state[i] = x[i]
+      num_steps[i] += 1
+      weight = halting[i]
+      if total[i] + halting[i] >= 0.99 or t == M:
+        weight = 1 - total[i]
+        running[i] = False
+        ponder[i] = num_steps[i] + weight
+      output[i] += weight * state[i]
+      total[i] += weight
+  if model.norm == "pre":
+    output = _layer_norm(output, p["Transformer"]["encoder_norm"])
+  output[~real] = 0
+  if model.pool_type == "gap":
+    output = output[real].mean(axis=0)
+  return (output @ p["head"]["kernel"] + p["head"]["bias"], num_steps, ponder)
+
+
+@pytest.mark.parametrize("sizes,transition,norm", [
+    (IMAGES, "dense", "pre"), (IMAGES, "conv", "post"),
+    (TEXT, "dense", "post"), ({**TEXT, "pool_type": "gap"}, "conv", "pre")])
+def test_outputs_are_those_of_the_definition(sizes, transition, norm):
+  """U1 to U4, U9: and both loops give them."""
+  model = ut.Model(K, transition=transition, norm=norm, **sizes)
+  params, args = _params(model), _input(model)
+  real = args[1] if len(args) == 2 else np.ones((B, N), bool)
+  wanted = [np.stack(part) for part in zip(*(
+      _numpy_ut(model, params, args[0][i], real[i]) for i in range(B)))]
+  assert np.ptp(wanted[1][real]) >= 2 and np.abs(wanted[0]).max() > 0.5
+  for eval_loop in ut.EVAL_LOOPS:
+    logits, out = _apply(model.clone(eval_loop=eval_loop), params, *args)
+    np.testing.assert_array_equal(out["encoder"]["num_steps"], wanted[1])
+    np.testing.assert_allclose(logits, wanted[0], rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(
+        out["encoder"]["ponder"], wanted[2], rtol=1e-5)
+    np.testing.assert_allclose(
+        out["losses"]["ponder_cost"], wanted[2][real].mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        out["measurements"]["mean_steps"], wanted[1][real].mean(), rtol=1e-6)
+
+
+def test_coordinates():
+  np.testing.assert_allclose(
+      ut.sincos(np.arange(7), 12),
+      np.stack([_numpy_sincos(i, 12) for i in range(7)]), atol=1e-6)
+  assert ut.sincos(3, 4).shape == (4,)
+  with pytest.raises(ValueError, match="even width, it is 5"):
+    ut.sincos(3, 5)
+
+
+# --- Depth --------------------------------------------------------------------
+
+
+def test_parameters_are_those_of_one_block():
+  """U8: how many steps there are does not matter."""
+  attention = 4 * (D * D + D)
+  dense = D * 12 + 12 + 12 * D + D
+  block = attention + dense + 2 * 2 * D + (D + 1)
+  head = D * K + K
+  for num_steps in (1, 8):
+    def count(num_steps=num_steps, **kw):
+      return tree.num_elements(_shapes(ut.Model(
+          K, **{**kw, "max_steps": num_steps})))
+    stem = 4 * 2 * 3 * D + D
+    assert count(**IMAGES) == stem + block + head
+    assert count(**IMAGES, norm="pre") == stem + block + 2 * D + head
+    assert count(**IMAGES, transition="conv") == (
+        stem + block + 9 * (D + 12) + head)
+    assert count(**TEXT) == V * D + block + head
+    assert count(**TEXT, transition="conv") == (
+        V * D + block + 3 * (D + 12) + head)
+    assert count(**IMAGES, halting="none") == stem + block - (D + 1) + head
+
+
+def test_gradients_are_sums_over_the_steps():
+  """U8: as if there were a block for each step, all with the same numbers.
+
+  And also if the steps are computed a second time to save memory.
+  """
+  model = ut.Encoder(
+      dict(mlp_dim=12, num_heads=2, grid=(N,), norm="post"), max_steps=3,
+      remat_policy="nothing_saveable")
+  outer = ut.Model(K, **TEXT)
+  params = _params(outer)["Transformer"]
+  x = np.random.default_rng(0).normal(size=(B, N, D)).astype(np.float32)
+  posemb = ut.sincos(np.arange(N), D)
+  scale = np.random.default_rng(1).normal(size=(B, N, D)).astype(np.float32)
+
+  def loss(params):
+    y, _ = model.apply({"params": params}, x, posemb, True, MASK)
+    return jnp.sum(y * scale)
+
+  def unrolled(blocks):
+    block = ut.Block(**model.block, max_steps=3)
+    carry = ut.Carry(x, jnp.zeros(x.shape), act.start(jnp.asarray(MASK)))
+    for t, params in enumerate(blocks, start=1):
+      carry, _ = block.apply(
+          {"params": params}, carry, jnp.int32(t), True, posemb, MASK)
+    return jnp.sum(carry.output * scale)
+
+  grads = _jit(jax.grad(loss))(params)["block"]
+  per_step = _jit(jax.grad(unrolled))([params["block"]] * 3)
+  assert np.abs(per_step[0]["transition"]["Dense_0"]["kernel"]
+                - per_step[1]["transition"]["Dense_0"]["kernel"]).max() > 1e-3
+  jax.tree.map(
+      lambda got, *each: np.testing.assert_allclose(
+          got, sum(each), rtol=1e-4, atol=2e-4), grads, *per_step)
+  def is_rematerialized(model):
+    return "remat" in str(jax.make_jaxpr(lambda p: model.apply(
+        {"params": p}, x, posemb, True, MASK))(params))
+  assert is_rematerialized(model)
+  assert not is_rematerialized(model.clone(remat_policy="none"))
+
+
+def test_coordinates_are_added_at_every_step():
+  """U9: with branches that give nothing, they are all that happens."""
+  model = ut.Model(None, norm="pre", eval_loop="scan", **IMAGES)
+  params = _params(model, bias=-30)
+  block = params["Transformer"]["block"]
+  for name in ("MultiHeadDotProductAttention_0", "transition"):
+    block[name] = jax.tree.map(np.zeros_like, block[name])
+  block["halting"]["kernel"] *= 0
+  _, out = _apply(model, params, _image())
+  wanted = out["stem"].reshape(B, N, D)
+  for t in range(1, M + 1):
+    wanted = wanted + _numpy_posemb(model) + _numpy_sincos(t)
+    np.testing.assert_allclose(
+        out["encoder"][f"step{t:02d}"], wanted, atol=1e-5)
+  np.testing.assert_allclose(out["encoder"]["pre_ln"], wanted, atol=1e-5)
+
+
+def test_the_halting_unit_sees_coordinates():
+  """U9: of tokens that are all the same, and at the first step."""
+  model = ut.Model(K, eval_loop="scan", **IMAGES)
+  params = _params(model)
+  _, out = _apply(model, params, 0 * _image())
+  halting = params["Transformer"]["block"]["halting"]
+  x = (params["embedding"]["bias"] + _numpy_posemb(model) + _numpy_sincos(1))
+  p = 1 / (1 + np.exp(-(x @ halting["kernel"][:, 0] + halting["bias"])))
+  is_first = p >= 0.99
+  np.testing.assert_allclose(
+      out["encoder"]["weights"][0, :, 0], np.where(is_first, 1, p), atol=1e-5)
+  assert np.ptp(p) > 0.1
+
+
+def test_a_token_that_has_halted_stays_and_is_seen():
+  """U4."""
+  model = ut.Model(None, eval_loop="scan", **TEXT)
+  params = _params(model)
+  text = _text()
+  text[0, 0] = 0  # No other token of the first example is this one.
+  text[0, 1:] = np.maximum(text[0, 1:], 1)
+  # This token halts at once, the others never: told apart by a large channel.
+  embedding = params["embedding"]["embedding"]
+  embedding[:, 7], embedding[0, 7] = 0, 30
+  halting = params["Transformer"]["block"]["halting"]
+  halting["kernel"][:], halting["kernel"][7], halting["bias"][:] = 0, 5, -30
+  _, out = _apply(model, params, text, MASK)
+  steps = [out["encoder"][f"step{t:02d}"] for t in range(1, M + 1)]
+  assert out["encoder"]["num_steps"][0].tolist() == [1] + [M] * (N - 1)
+  for before, after in zip(steps, steps[1:]):
+    np.testing.assert_array_equal(before[0, 0], after[0, 0])
+    assert np.abs(before[0, 1:] - after[0, 1:]).max(axis=1).min() > 1e-3
+  embedding[0, 0] += 1
+  _, other = _apply(model, params, text, MASK)
+  np.testing.assert_array_equal(
+      other["encoder"]["num_steps"][0], out["encoder"]["num_steps"][0])
+  assert np.abs(other["encoded"] - out["encoded"])[0].max(axis=1).min() > 1e-3
+  np.testing.assert_array_equal(other["encoded"][1:], out["encoded"][1:])
+
+
+def test_first_probability_is_that_of_the_published_bias():
+  """U13: sigmoid(1) = .73, so everyone takes two steps."""
+  model = ut.Model(K, eval_loop="scan", **IMAGES)
+  params = _jit(model.init)(jax.random.key(0), _image())["params"]
+  _, out = _apply(model, params, _image())
+  weights = out["encoder"]["weights"]
+  np.testing.assert_allclose(weights[..., 0], 0.731059, atol=1e-5)
+  np.testing.assert_allclose(weights[..., 1], 1 - 0.731059, atol=1e-5)
+  assert np.all(out["encoder"]["num_steps"] == 2)
+
+
+def test_without_halting_all_steps_are_taken():
+  for sizes in (IMAGES, TEXT):
+    model = ut.Model(K, halting="none", eval_loop="scan", **sizes)
+    halting = ut.Model(K, eval_loop="scan", **sizes)
+    params = _params(halting)
+    args = _input(model)
+    unused = params["Transformer"]["block"].pop("halting")
+    _, out = _apply(model, params, *args)
+    real = args[-1] if len(args) == 2 else np.ones((B, N), bool)
+    assert np.all(out["encoder"]["num_steps"] == M * real)
+    np.testing.assert_array_equal(
+        out["encoded"],
+        np.where(real[..., None], out["encoder"][f"step{M:02d}"], 0))
+    assert not {"losses", "measurements"} & set(out)
+    # And it is what halting does if it never says so.
+    unused["kernel"], unused["bias"] = 0 * unused["kernel"], np.full(1, -100.)
+    params["Transformer"]["block"]["halting"] = unused
+    _, never = _apply(halting, params, *args)
+    np.testing.assert_allclose(out["encoded"], never["encoded"], atol=1e-6)
+
+
+# --- The loop that stops ------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [3.0, -1.0, -30.0])
+@pytest.mark.parametrize("sizes", [IMAGES, TEXT], ids=["images", "text"])
+def test_stopping_early_changes_nothing(sizes, bias):
+  """U7, U11: and only what is needed is computed."""
+  model = ut.Model(K, **sizes)
+  params, args = _params(model, bias=bias), _input(model)
+  if bias > 0:
+    params["Transformer"]["block"]["halting"]["kernel"] *= 0
+  logits, out = _apply(model, params, *args)
+  wanted_logits, wanted = _apply(
+      model.clone(eval_loop="scan"), params, *args)
+  trained_logits, trained = _apply(model, params, *args, train=True)
+  np.testing.assert_allclose(logits, wanted_logits, atol=1e-6)
+  np.testing.assert_array_equal(trained_logits, wanted_logits)
+  assert tree.flatten_with_names(trained)[0][0] == (
+      tree.flatten_with_names(wanted)[0][0])
+  num_executed = out["encoder"].pop("num_executed")
+  assert num_executed == out["encoder"]["num_steps"].max()
+  assert num_executed == {3.0: 2, -30.0: M}.get(bias, num_executed)
+  assert out["measurements"].pop("executed_steps") == num_executed
+  assert wanted["measurements"].pop("executed_steps") == M
+  assert wanted["encoder"].pop("num_executed") == M
+  for t in range(1, M + 1):
+    assert f"step{t:02d}" not in out["encoder"]
+    del wanted["encoder"][f"step{t:02d}"]
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6),
+               out, wanted)
+  np.testing.assert_allclose(
+      out["encoder"]["weights"].sum(axis=-1),
+      1 if len(args) == 1 else MASK, atol=1e-6)
+
+
+def test_the_program_of_evaluation_has_a_loop_of_unknown_length():
+  """U7: and that of training has none, so that it has a gradient."""
+  model = ut.Model(K, **IMAGES)
+  def primitives(**kw):
+    jaxpr = jax.make_jaxpr(functools.partial(model.apply, **kw))(
+        {"params": _shapes(model)}, _image())
+    return {eqn.primitive.name for eqn in jaxpr.eqns} & {"while", "scan"}
+  assert primitives() == {"while"}
+  assert primitives(train=True) == {"scan"}
+
+
+@pytest.mark.parametrize("sizes", [IMAGES, TEXT], ids=["images", "text"])
+def test_examples_of_a_batch_do_not_meet(sizes):
+  """U10: an example is not done later or otherwise for those beside it."""
+  model = ut.Model(K, **sizes)
+  params, args = _params(model, bias=1.0), _input(model)
+  logits, out = _apply(model, params, *args)
+  num_steps = out["encoder"]["num_steps"]
+  assert len(set(num_steps.max(axis=1))) > 1  # Someone waits for others.
+  for i in range(B):
+    alone, out_alone = _apply(model, params, *(x[i:i + 1] for x in args))
+    np.testing.assert_allclose(alone[0], logits[i], atol=1e-6)
+    np.testing.assert_array_equal(
+        out_alone["encoder"]["num_steps"][0], num_steps[i])
+    assert out_alone["encoder"]["num_executed"] == num_steps[i].max()
+
+
+def test_an_empty_batch_of_padding_takes_no_step():
+  model = ut.Model(K, **{**TEXT, "pool_type": "gap"})
+  params = _params(model)
+  logits, out = _apply(model, params, _text(), np.zeros((B, N), bool))
+  assert out["encoder"]["num_executed"] == 0
+  assert out["losses"]["ponder_cost"] == 0
+  np.testing.assert_allclose(
+      logits, np.tile(params["head"]["bias"], (B, 1)), atol=1e-6)
+
+
+# --- Padding ------------------------------------------------------------------
+
+
+def test_padding_changes_nothing():
+  """U6: whatever it holds and however much there is."""
+  model = ut.Model(K, transition="conv", **TEXT)
+  params, text = _params(model), _text()
+  logits, out = _apply(model, params, text, MASK)
+  # As if nothing were there: each example at its own length, without a mask.
+  costs = [out["encoder"]["ponder"][0].mean()]  # The first has no padding.
+  for i, length in list(enumerate(LENGTHS))[1:]:
+    alone, out_alone = _apply(model, params, text[i:i + 1, :length])
+    np.testing.assert_allclose(logits[i, :length], alone[0], atol=1e-5)
+    np.testing.assert_array_equal(
+        out["encoder"]["num_steps"][i],
+        np.pad(out_alone["encoder"]["num_steps"][0], (0, N - length)))
+    costs.append(out_alone["losses"]["ponder_cost"])
+  np.testing.assert_allclose(
+      out["losses"]["ponder_cost"], np.average(costs, weights=LENGTHS),
+      rtol=1e-5)
+  other = np.where(MASK, text, (text + 1) % V)
+  np.testing.assert_array_equal(_apply(model, params, other, MASK)[0], logits)
+  np.testing.assert_allclose(
+      logits[~MASK], np.tile(params["head"]["bias"], (np.sum(~MASK), 1)),
+      atol=1e-6)
+
+
+# --- Gradients ----------------------------------------------------------------
+
+
+def _make_grads(model, fn):
+  """The function params -> ((fn(logits, out), (logits, out)), gradients)."""
+  def value(params):
+    logits, out = model.apply({"params": params}, *_input(model), train=True)
+    return fn(logits, out), (logits, out)
+  return _jit(jax.value_and_grad(value, has_aux=True))
+
+
+def test_ponder_cost_teaches_the_halting_unit():
+  """U5: -1 for each probability before the last one; N has no gradient."""
+  model = ut.Model(K, **TEXT)
+  params = _params(model)
+  # Of the unit alone: then each p is a function of the bias by itself.
+  halting = params["Transformer"]["block"]["halting"]
+  halting["kernel"] *= 0
+  halting["bias"][:] = -0.5
+  cost_and_grads = _make_grads(
+      model, lambda _, out: out["losses"]["ponder_cost"])
+  (cost, _), grads = cost_and_grads(params)
+  p = 1 / (1 + math.exp(0.5))
+  assert cost == pytest.approx(3 + 1 - 2 * p, rel=1e-5)  # .38, .76, 1.13
+  assert grads["Transformer"]["block"]["halting"]["bias"][0] == pytest.approx(
+      -2 * p * (1 - p), rel=1e-4)
+  # One step for all: nothing can be gained, so nothing is learned.
+  halting["bias"][:] = 10
+  (cost, _), grads = cost_and_grads(params)
+  assert cost == 2
+  assert all(not np.any(grad) for grad in jax.tree.leaves(grads))
+
+
+def test_a_larger_weight_of_the_cost_means_fewer_steps():
+  """U5: what is learned from 0, a little and much of it."""
+  model = ut.Model(K, **TEXT)
+  labels = np.eye(K)[_text() % K]
+  costs = []
+  def loss(params, weight):
+    logits, out = model.apply({"params": params}, *_input(model), train=True)
+    xent = -jnp.sum(labels * jax.nn.log_softmax(logits), axis=-1)
+    cost = out["losses"]["ponder_cost"]
+    return act.masked_mean(xent, MASK) + weight * cost, cost
+  @_jit
+  def train(params, weight):
+    def step(params, _):
+      grads, cost = jax.grad(loss, has_aux=True)(params, weight)
+      return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), cost
+    return jax.lax.scan(step, params, length=40)[1]
+  for weight in (0.0, 0.1, 1.0):
+    costs.append(train(_params(model, scale=0.2), weight))
+  assert costs[0][0] == costs[2][0]
+  assert costs[2][-1] < costs[1][-1] - 0.2 < costs[0][-1] - 0.4
+
+
+# --- Number formats, randomness -----------------------------------------------
+
+
+def test_bfloat16_computes_and_float32_stays():
+  """U12."""
+  model = ut.Model(K, norm="pre", dtype_mm="bfloat16", **TEXT)
+  params, args = _params(model, scale=0.2), _input(model)
+  assert {str(x.dtype) for x in jax.tree.leaves(_shapes(model))} == {"float32"}
+  (_, (logits, out)), grads = _make_grads(model, lambda logits, out: (
+      jnp.sum(logits ** 2) + out["losses"]["ponder_cost"]))(params)
+  dtypes = {name: str(x.dtype) for name, x in tree.flatten_with_names(out)}
+  for name in ("stem", "encoder/step01", f"encoder/step{M:02d}"):
+    assert dtypes.pop(name) == "bfloat16", name
+  for name in ("encoder/num_steps", "encoder/num_executed"):
+    assert dtypes.pop(name) == "int32", name
+  assert {dtypes[name] for name in dtypes if "/step" not in name} == {"float32"}
+  wanted = np.stack([_numpy_ut(model, params, args[0][i], MASK[i])[0]
+                     for i in range(B)])
+  error = np.abs(logits - wanted).max() / np.abs(wanted).max()
+  assert 1e-4 < error < 0.1
+  for name, grad in tree.flatten_with_names(grads):
+    assert grad.dtype == jnp.float32 and np.isfinite(grad).all(), name
+
+
+def test_steps_are_counted_in_float32():
+  """U12: .2485 is .248 in bfloat16, and 4 of them .992 and not .994."""
+  for p, num_steps in ((0.2485, 4), (0.2472, 5), (0.331, 3)):
+    for dtype in common.COMPUTE_DTYPES:
+      model = ut.Model(K, dtype_mm=dtype, **IMAGES)
+      params = _params(model, bias=math.log(p / (1 - p)))
+      params["Transformer"]["block"]["halting"]["kernel"] *= 0
+      _, out = _apply(model, params, _image())
+      assert np.all(out["encoder"]["num_steps"] == num_steps), (p, dtype)
+
+
+def test_dropout_draws_at_every_step():
+  model = ut.Model(K, dropout=0.5, eval_loop="scan", halting="none", norm="pre",
+                   **IMAGES)
+  params = _params(model)
+  train = _jit(lambda params, seed: model.apply(
+      {"params": params}, _image(), train=True,
+      rngs={"dropout": jax.random.key(seed)}))
+  logits = train(params, 0)[0]
+  np.testing.assert_array_equal(logits, train(params, 0)[0])
+  assert np.abs(logits - train(params, 1)[0]).max() > 1e-3
+  # With branches that give 1 what is kept is seen: elsewhere at each step.
+  block = params["Transformer"]["block"]
+  for name in ("MultiHeadDotProductAttention_0", "transition"):
+    block[name] = jax.tree.map(np.zeros_like, block[name])
+  block["transition"]["Dense_1"]["bias"] += 100
+  _, out = train(params, 2)
+  steps = [out["encoder"][f"step{t:02d}"] for t in (1, 2, 3)]
+  kept = [steps[i + 1] - steps[i] > 100 for i in range(2)]
+  assert 0.3 < np.mean(kept) < 0.7 and np.mean(kept[0] != kept[1]) > 0.3
+  # Evaluation draws nothing: it needs no rng, which training does.
+  jax.eval_shape(model.apply, {"params": params}, _image())
+  with pytest.raises(flax.errors.InvalidRngError):
+    jax.eval_shape(functools.partial(model.apply, train=True),
+                   {"params": params}, _image())
+
+
+def test_attention_with_random_features():
+  """Drawn once, for all steps, and only read by the loop."""
+  model = ut.Model(K, attention="favor(num_features=6)", **IMAGES)
+  features = jax.eval_shape(
+      model.init, jax.random.key(0), _image())["features"]
+  assert [leaf.shape for leaf in jax.tree.leaves(features)] == [(6, 4)]
+  logits = []
+  for seed in range(2):
+    drawn = jax.tree.map(
+        lambda leaf, seed=seed: np.random.default_rng(seed).normal(
+            size=leaf.shape).astype(np.float32), features)
+    logits.append(_compiled(model)(
+        {"params": _params(model), "features": drawn}, _image())[0])
+  assert np.abs(logits[0] - logits[1]).max() > 1e-4
+
+
+# --- Outputs, options ---------------------------------------------------------
+
+
+def test_out_names_and_shapes():
+  steps = {f"encoder/step{t:02d}": (B, N, D) for t in range(1, M + 1)}
+  both = {
+      "encoder/weights": (B, N, M), "encoder/num_steps": (B, N),
+      "encoder/ponder": (B, N), "encoder/num_executed": (),
+      "encoded": (B, N, D), "losses/ponder_cost": (),
+      "measurements/mean_steps": (), "measurements/executed_steps": ()}
+  for sizes, eval_loop, wanted in (
+      (IMAGES, "scan", {"stem": (B, H, W, D), "pre_logits": (B, D),
+                        "logits": (B, K), **steps}),
+      (TEXT, "while", {"stem": (B, N, D), "pre_logits": (B, N, D),
+                       "logits": (B, N, K)})):
+    model = ut.Model(K, eval_loop=eval_loop, **sizes)
+    logits, out = _apply(model, _params(model), *_input(model))
+    assert {name: leaf.shape for name, leaf in tree.flatten_with_names(out)} == (
+        both | wanted)
+    np.testing.assert_array_equal(out["logits"], logits)
+  _, out = _apply(ut.Model(K, norm="pre", **IMAGES),
+                  _params(ut.Model(K, norm="pre", **IMAGES)), _image())
+  assert out["encoder"]["pre_ln"].shape == (B, N, D)
+
+
+def test_without_classes_the_features_come_out():
+  model = ut.Model(None, **IMAGES)
+  params = _params(model)
+  features, out = _apply(model, params, _image())
+  assert "head" not in params and "logits" not in out
+  np.testing.assert_array_equal(features, out["pre_logits"])
+  np.testing.assert_allclose(features, out["encoded"].mean(axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes,kw,args,message", [
+    (IMAGES, {}, (np.zeros((1, 9, 6, 3)),), r"\(4, 2\).*\[1, 9, 6, 3\]"),
+    (IMAGES, {}, (np.zeros((1, 8), int),), "are .1, 8.. For text, set vocab"),
+    (TEXT, {}, (np.zeros((1, 8)),), r"vocab_size=11 .*int\[b, n\]; it is float"),
+    (TEXT, {}, (np.zeros((1, 8, 1), int),), r"it is int\d+\[1, 8, 1\]"),
+    (TEXT, {}, (np.zeros((1, 8), int), np.ones((1, 7), bool)),
+     r"must be bool\[1, 8\], it is bool\[1, 7\]"),
+    (TEXT, {}, (np.zeros((1, 8), int), np.ones((1, 8), int)),
+     r"must be bool\[1, 8\], it is int"),
+    (TEXT, dict(posemb="sincos2d"), (np.zeros((1, 8), int),), "for images"),
+    (TEXT, dict(width=7, num_heads=1), (np.zeros((1, 8), int),), "even width"),
+    (IMAGES, dict(num_heads=3), (), "width 8 does not divide into num_heads 3"),
+    (IMAGES, dict(max_steps=0), (), "max_steps must be at least 1, it is 0"),
+    (IMAGES, dict(epsilon=0.0), (), r"epsilon must be in \(0, 1\), it is 0.0"),
+    (IMAGES, dict(halting="pondernet"), (), "halting 'pondernet'.*'act', 'none'"),
+    (IMAGES, dict(norm="mid"), (), "norm 'mid'.*'post', 'pre'"),
+    (IMAGES, dict(transition="sepconv"), (), "'conv'.*'conv', 'dense'"),
+    (IMAGES, dict(posemb="learn"), (), "posemb 'learn'.*'sincos', 'sincos2d'"),
+    (IMAGES, dict(pool_type="map"), (), "pool_type 'map'.*'gap', 'none'"),
+    (IMAGES, dict(eval_loop="for"), (), "eval_loop 'for'.*'scan', 'while'"),
+    (IMAGES, dict(remat_policy="all"), (), "remat_policy 'all'"),
+    (IMAGES, dict(dtype_mm="float16"), (), "dtype_mm 'float16'"),
+])
+def test_what_cannot_be_is_refused(sizes, kw, args, message):
+  model = ut.Model(K, **{**sizes, **kw})
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(model.init, jax.random.key(0), *(args or (_image(),)))
+
+
+def test_misspelt_argument_of_a_config_is_found():
+  with pytest.raises(config_lib.ConfigError, match="mean 'max_steps'"):
+    config_lib.call(ut.Model, {"max_step": 1}, "config.model", num_classes=2)
+
+
+# --- On a mesh, loading -------------------------------------------------------
+
+
+def test_sharded_activations_change_nothing():
+  """All devices stop together, at the last token of all of them."""
+  model = ut.Model(K, **TEXT)
+  params = _params(model)
+  text, mask = (np.concatenate([x, x])[:4] for x in _input(model))
+  wanted, wanted_out = _apply(model, params, text, mask)
+  mesh = sharding.make_mesh([("data", 4), ("model", 2)])
+  with sharding.use(mesh, [("act_batch", "data"), ("act_mlp", "model")]):
+    logits, out = _jit(model.apply)({"params": params}, text, mask)
+  np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
+  assert logits.sharding.spec[0] == "data"
+  np.testing.assert_array_equal(
+      out["encoder"]["num_steps"], wanted_out["encoder"]["num_steps"])
+  assert out["encoder"]["num_executed"] == (
+      wanted_out["encoder"]["num_executed"])
+
+
+def test_loading_round_trip(tmp_path):
+  """Also for another number of steps, which is no part of the parameters."""
+  params = _params(ut.Model(7, **IMAGES))
+  path = str(tmp_path / "weights.npz")
+  np.savez(path, **{
+      f"params/{name}": leaf for name, leaf in tree.flatten_with_names(params)})
+  shapes = _shapes(ut.Model(K, **{**IMAGES, "max_steps": 3}))
+  with pytest.raises(ValueError, match=r"head/kernel is float32\[8, 7\]"):
+    ut.load(shapes, path, IMAGES)
+  loaded = ut.load(shapes, path, IMAGES, dont_load=["head/.*"])
+  assert loaded.pop("head")["kernel"] is shapes["head"]["kernel"]
+  params.pop("head")
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  with pytest.raises(ValueError, match=r"'B/16'.*Published are \[\]"):
+    ut.load(shapes, "B/16", IMAGES)
