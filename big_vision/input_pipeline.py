@@ -10,18 +10,16 @@ them makes which rows, changes nothing.
 TensorFlow is imported when a pipeline is built.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import os
-import queue
 import sys
-import threading
-import time
 from typing import Any
 
 import jax
 import numpy as np
 
+from big_vision import batches as batches_lib
 from big_vision import config as config_lib
 from big_vision import sharding as sharding_lib
 from big_vision.datasets import core
@@ -34,8 +32,6 @@ _SALT_SHUFFLE, _SALT_MIXTURE, _SALT_OPS = 1, 2, 3
 _MAX_ATTEMPTS = 8
 # In so many positions, a mixture has its weights exactly.
 _MIXTURE_BLOCK = 10_000
-# Seconds in which a reader that is told to stop does.
-_CLOSE_S = 10.0
 # Records are fetched so many at a time, where a source is faster then.
 _FETCH = 32
 
@@ -130,7 +126,7 @@ class TrainingPipeline:
     self.batch_spec = _batch_spec(specs[0], self.batch_size, "config.input.pp")
 
   def start(self, first_batch: int, sharding: jax.sharding.NamedSharding, *,
-            prefetch: int = 2) -> "Batches":
+            prefetch: int = 2) -> batches_lib.Batches:
     """Begins, in the background, to make batch `first_batch` and those after.
 
     Args:
@@ -143,9 +139,9 @@ class TrainingPipeline:
         self.batch_size, sharding, "config.input.batch_size")
     for part in self._parts:
       part.fill_cache()
-    rows = _local_rows(sharding, self.batch_size)
+    rows = batches_lib.local_rows(sharding, self.batch_size)
     dataset = self._dataset(first_batch, rows)
-    return Batches(
+    return batches_lib.Batches(
         dataset, first_batch=first_batch, rows=rows, sharding=sharding,
         batch_size=self.batch_size, prefetch=prefetch,
         explain=self._explain, describe=self._describe)
@@ -257,8 +253,8 @@ class EvaluationPipeline:
     return -(-self.num_examples // self._batch_size)
 
   def __iter__(self):
-    rows = _local_rows(self._sharding, self._batch_size)
-    with Batches(
+    rows = batches_lib.local_rows(self._sharding, self._batch_size)
+    with batches_lib.Batches(
         self._dataset(rows), first_batch=0, rows=rows, sharding=self._sharding,
         batch_size=self._batch_size, prefetch=2, explain=self._explain,
         describe=self._describe) as batches:
@@ -321,126 +317,6 @@ class EvaluationPipeline:
     if self._part.is_stream:
       return DataError(self._part.source.describe_error(error))
     return _find_culprit(error, positions, self._load, self._describe)
-
-
-class Batches:
-  """An iterator of global batches, made in the background.
-
-  Args:
-    dataset: tf.data.Dataset of this process's rows of each batch.
-    first_batch: number of the first one.
-    rows: int[r], which rows of a global batch these are.
-    sharding: of the first axis.
-    batch_size: over all devices.
-    prefetch: how many may wait on the devices.
-    explain: (error, positions) -> the error to raise.
-    describe: (position, attempt) -> where that example is stored.
-
-  Attributes:
-    first_batch: as given.
-    num_skipped: damaged examples this process has replaced so far.
-    wait_s: seconds the consumer has waited.
-  """
-
-  def __init__(self, dataset, *, first_batch, rows, sharding, batch_size,
-               prefetch, explain, describe):
-    self.first_batch = first_batch
-    self.num_skipped = 0
-    self.wait_s = 0.0
-    self._rows, self._sharding, self._batch_size = rows, sharding, batch_size
-    self._explain, self._describe = explain, describe
-    self._queue = queue.Queue(maxsize=max(1, prefetch))
-    self._stop = threading.Event()
-    self._thread = threading.Thread(
-        target=self._fill, args=(dataset,), name="input", daemon=True)
-    self._thread.start()
-
-  def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-    return self
-
-  def __next__(self):
-    if self._stop.is_set():
-      raise StopIteration
-    start = time.monotonic()
-    batch, skipped = self._queue.get()
-    self.wait_s += time.monotonic() - start
-    if isinstance(batch, BaseException):
-      self.close()
-      raise batch
-    self.num_skipped += skipped
-    return batch
-
-  def close(self):
-    """Stops the background thread; safe to call again.
-
-    A reader that is stuck is left behind after some seconds.
-    """
-    self._stop.set()
-    give_up = time.monotonic() + _CLOSE_S
-    while self._thread.is_alive() and time.monotonic() < give_up:
-      try:
-        self._queue.get_nowait()
-      except queue.Empty:
-        pass
-      self._thread.join(timeout=0.05)
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *unused):
-    self.close()
-
-  def _fill(self, dataset):
-    """The background thread: host batches to devices to the queue."""
-    number = self.first_batch
-    try:
-      iterator = iter(dataset)
-      while not self._stop.is_set():
-        positions = number * self._batch_size + self._rows
-        try:
-          host = {key: value.numpy() for key, value in next(iterator).items()}
-        except StopIteration:
-          return
-        except Exception as error:  # pylint: disable=broad-exception-caught
-          if self._stop.is_set():
-            return
-          raise self._explain(error, positions) from error
-        skipped = self._count_skipped(host.pop("_attempt", None), positions)
-        batch = {key: self._to_devices(value) for key, value in host.items()}
-        self._put((batch, skipped))
-        number += 1
-    except BaseException as error:  # pylint: disable=broad-exception-caught
-      self._put((error, 0))
-
-  def _put(self, item):
-    while not self._stop.is_set():
-      try:
-        return self._queue.put(item, timeout=0.1)
-      except queue.Full:
-        pass
-
-  def _count_skipped(self, attempts, positions) -> int:
-    """Says which examples were replaced; returns how many."""
-    if attempts is None:
-      return 0
-    for position, count in zip(positions, attempts):
-      for attempt in range(count):
-        print("Skipped a damaged example: "
-              f"{self._describe(int(position), attempt)}", flush=True)
-    return int(attempts.sum())
-
-  def _to_devices(self, local):
-    """The global array of which `local` has this process's rows."""
-    shape = (self._batch_size,) + local.shape[1:]
-    shards = []
-    for device, index in self._sharding.addressable_devices_indices_map(
-        shape).items():
-      start, stop, _ = index[0].indices(self._batch_size)
-      begin = np.searchsorted(self._rows, start)
-      shards.append(
-          jax.device_put(local[begin:begin + stop - start], device))
-    return jax.make_array_from_single_device_arrays(
-        shape, self._sharding, shards)
 
 
 class _Part:
@@ -605,15 +481,6 @@ def _slots(weights: Mapping[str, float]) -> list[int]:
         f"A weight below 1 / {_MIXTURE_BLOCK} of all never gets a turn: "
         f"{dict(weights)}.")
   return list(counts.values())
-
-
-def _local_rows(sharding, batch_size) -> np.ndarray:
-  """The rows of a global batch that this process's devices need, ascending."""
-  rows = set()
-  for index in sharding.addressable_devices_indices_map(
-      (batch_size,)).values():
-    rows.update(range(*index[0].indices(batch_size)))
-  return np.asarray(sorted(rows), np.int64)
 
 
 def _to_jax_types(example):

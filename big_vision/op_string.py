@@ -72,8 +72,10 @@ def _parse_op(piece: str, string: str) -> Op:
   try:
     args = tuple(ast.literal_eval(arg) for arg in node.args)
     kwargs = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
-  except ValueError as error:
+  except (TypeError, ValueError) as error:  # TypeError is of {[]: 1}.
     raise fail("its arguments are not Python literals") from error
   if None in kwargs:
     raise fail("`**` cannot be used")
+  if len(kwargs) < len(node.keywords):
+    raise fail("an argument is given twice")
   return Op(node.func.id, args, kwargs, piece)

@@ -17,6 +17,7 @@ def test_pipes_in_quotes_and_brackets_are_data():
 
 @pytest.mark.parametrize("string, message", [
     ("a|b(", "Cannot read 'b\\('"), ("a|b(x)", "not Python literals"),
+    ("a({[]: 1})", "not Python literals"), ("a(b=1, b=2)", "given twice"),
     ("3", "not an op"), ("a.b()", "not an op"), ("a(**{'b': 1})", "`\\*\\*`"),
     ("a b", "Cannot read 'a b' in 'a b'")])
 def test_errors_show_the_piece(string, message):
