@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 
 from big_vision import checkpoint
 from big_vision import config as config_lib
@@ -15,6 +16,9 @@ import pytest
 
 import processes
 import tiny_config
+
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "losses"
 
 
 def _config(arg=None, **changes):
@@ -62,6 +66,24 @@ def test_a_run_learns_and_leaves_every_step_once(finished):
   np.testing.assert_allclose(rows[4]["global_schedule"], 1)
   stored = config_lib.load_workdir(finished)
   assert stored.to_dict() == _config().to_dict()
+
+
+def test_the_first_losses_are_what_they_were(finished):
+  """A change of numbers is a difference that somebody reads.
+
+  The file changes when a change of them is meant: the message has its contents.
+  Other processors and versions of jax round otherwise, hence a tolerance.
+  """
+  losses = [row["training_loss"] for row in _rows(finished)[1:]]
+  stored = json.loads((GOLDEN / "classification.json").read_text())
+  np.testing.assert_allclose(losses, stored, rtol=1e-4, err_msg=str(losses))
+
+
+def test_the_step_compiles_once(tmp_path, caplog):
+  with jax.log_compiles():
+    train_lib.train(_config(total_steps=4, log_training_steps=2), str(tmp_path))
+  assert sum(record.getMessage().startswith("Compiling jit(step_fn)")
+             for record in caplog.records) == 1
 
 
 def test_same_seed_same_run(finished, tmp_path):
