@@ -61,8 +61,10 @@ def main():
 
     # Both stay open, so that none pays for starting; what they make ahead
     # during the other's turn is a few batches of many.
-    plain = iter(tf.data.Dataset.from_tensor_slices(files).repeat().map(
-        load, num_parallel_calls=tf.data.AUTOTUNE).batch(args.batch).prefetch(2))
+    plain = iter(
+        tf.data.Dataset.from_tensor_slices(files).repeat()
+        .map(load, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(args.batch).prefetch(2))
     with pipeline.start(0, where) as ours:
       def take(batches):
         for _ in range(args.batches):
@@ -70,7 +72,8 @@ def main():
           if isinstance(batch, dict):
             jax.block_until_ready(batch)
       seconds = timing.alternate(
-          {"ours": lambda: take(ours), "decode and resize": lambda: take(plain)},
+          {"ours": lambda: take(ours),
+           "decode and resize": lambda: take(plain)},
           args.rounds)
   timing.report(seconds, args.batch * args.batches / os.cpu_count(),
                 "images/s/core")

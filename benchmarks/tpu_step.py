@@ -2,11 +2,12 @@
 
   python -m benchmarks.tpu_step [S/16 S/16-f32 B/16 B/16-fsdp L/16]
 
-No TPU is needed, but `pip install big_vision[plan]`. Each step (ViT with gap, sincos2d and rep_size, Adam with a
-bfloat16 first moment, softmax loss, norms) is compiled for one slice with plain
-attention, "dense", and with attention "fused". Bytes accessed and peak memory
-are those of one chip; ratios are to the reference's own step, google-research's
-big_vision compiled in the same way (jax 0.10.2, libtpu 0.0.42.1).
+No TPU is needed, but `pip install big_vision[plan]`. Each step (ViT with gap,
+sincos2d and rep_size, Adam with a bfloat16 first moment, softmax loss, norms)
+is compiled for one slice with plain attention, "dense", and with attention
+"fused". Bytes accessed and peak memory are those of one chip; ratios are to the
+reference's own step, google-research's big_vision compiled in the same way (jax
+0.10.2, libtpu 0.0.42.1).
 """
 
 import argparse
@@ -96,9 +97,9 @@ def main():
       counts = {}
       for c in program.collectives:
         counts[c.kind] = counts.get(c.kind, 0) + c.count
-      print(f"| {name}, batch {case.batch_size}, {case.dtype}, {case.strategy}, "
-            f"{case.topology} | {attention} | {accessed:.1f} | "
-            f"{accessed / case.accessed:.2f} | {peak:.2f} | "
+      print(f"| {name}, batch {case.batch_size}, {case.dtype}, "
+            f"{case.strategy}, {case.topology} | {attention} | "
+            f"{accessed:.1f} | {accessed / case.accessed:.2f} | {peak:.2f} | "
             f"{peak / case.peak:.2f} | {counts} |", flush=True)
       del program
       print(f"<!-- compiled in {time.perf_counter() - start:.0f} s -->",

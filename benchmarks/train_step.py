@@ -52,7 +52,7 @@ def make_timm(variant, size, batch):
   try:
     import torch
     try:
-      import torchvision  # pylint: disable=unused-import
+      import torchvision  # noqa: F401  # pylint: disable=unused-import
     except RuntimeError:
       # Its compiled half does not load beside a CPU build of torch, and then
       # misses the declarations of these ops, which no ViT calls.

@@ -89,6 +89,7 @@ class LoopOptions(NamedTuple):
   wandb: Mapping[str, Any] | None
   profile: Mapping[str, Any]
   compilation_cache: str | None
+  max_rollbacks: int
 
 
 def loop_options(config: config_lib.Config, info: Info) -> LoopOptions:
@@ -104,7 +105,8 @@ def loop_options(config: config_lib.Config, info: Info) -> LoopOptions:
   return LoopOptions(
       every("log_training", 50), every("ckpt"), every("keep_ckpt"),
       config.get("keep_best", {}), config.get("resume"), config.get("wandb"),
-      config.get("profile", {}), config.get("compilation_cache"))
+      config.get("profile", {}), config.get("compilation_cache"),
+      config.get("max_rollbacks", 0))
 
 
 def make_evaluators(

@@ -314,7 +314,8 @@ def to_json(config: Config) -> str:
       return value
     raise ConfigError(
         f"{path} is a {type(value).__name__}; a config holds numbers, strings, "
-        "booleans, lists and dicts only, so that it can be stored and compared.")
+        "booleans, lists and dicts only, so that it can be stored and "
+        "compared.")
   return json.dumps(plain(config.to_dict(), "config"), indent=2, sort_keys=True)
 
 

@@ -230,7 +230,8 @@ class EvaluationPipeline:
 
   def __init__(self, data, pp, batch_size, sharding, skip_errors, pp_modules):
     _import_tensorflow()
-    sharding_lib.check_divides(batch_size, sharding, "An evaluator's batch_size")
+    sharding_lib.check_divides(
+        batch_size, sharding, "An evaluator's batch_size")
     self._part = _Part(
         {"data": data, "pp": pp}, f"The evaluation of {data}", pp_modules)
     self._batch_size, self._sharding = batch_size, sharding

@@ -2,18 +2,17 @@
 
 An update is (big_vision's units, see `make`)
 
-  params <- params - schedule(t) * (lr * lr_mult * tx(clip(g)) + wd * wd_mult * params)
+  params <- params - schedule(t) * (
+      lr * lr_mult * tx(clip(g)) + wd * wd_mult * params)
 
 so weight decay is not multiplied by lr: AdamW with decay w corresponds to
 wd = w * lr.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-import inspect
+from collections.abc import Callable, Mapping
 import operator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -132,7 +131,8 @@ def create_schedule(
     decay_type: see above.
     mult: b.
     scale_with_batchsize: multiplies b by batch_size / 256.
-    **kw: `{warmup,cooldown}_{steps,epochs,examples,percent}` and the keys above.
+    **kw: `{warmup,cooldown}_{steps,epochs,examples,percent}` and the keys
+      above.
 
   Raises:
     ConfigError: an unknown type or key.

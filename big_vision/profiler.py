@@ -1,8 +1,8 @@
 """A trace of some steps, and what the devices' memory holds then.
 
 `config.profile = dict(first_step=100, num_steps=3)` leaves both in
-`WORKDIR/profile`; XProf (`pip install xprof`) and Perfetto show the trace, pprof
-shows `memory.prof`.
+`WORKDIR/profile`; XProf (`pip install xprof`) and Perfetto show the trace,
+pprof shows `memory.prof`.
 """
 
 import os

@@ -83,7 +83,8 @@ def check_changed(old: Mapping, changed: Mapping):
     if set(was) != set(now):
       raise ValueError(
           f"The update changed the structure of {entry!r}: it lost "
-          f"{sorted(set(was) - set(now))} and got {sorted(set(now) - set(was))}.")
+          f"{sorted(set(was) - set(now))} and got "
+          f"{sorted(set(now) - set(was))}.")
     for name in was:
       old_type, new_type = jax.typeof(was[name]), jax.typeof(now[name])
       if (old_type.shape, old_type.dtype) != (new_type.shape, new_type.dtype):
@@ -154,4 +155,5 @@ def check_finite(step: int, measurements: Mapping, ok):
   raise NonFiniteError(
       f"Step {step}: {', '.join(f'{k} is {v}' for k, v in bad.items())}. The "
       f"update was not applied; the others were {values}. Common remedies are "
-      "a lower config.lr, config.grad_clip_norm=1.0, a longer warm-up.")
+      "a lower config.lr, config.grad_clip_norm=1.0, a longer warm-up; "
+      "config.max_rollbacks lets a run go around such data.")

@@ -86,7 +86,8 @@ def with_ema(task: Task, decay: float) -> Task:
     ema = given.pop("ema", None)
     state = task.init(rng, batch, given)
     # A copy: both entries are donated, so they cannot share a buffer.
-    state["ema"] = jax.tree.map(jnp.copy, state["params"]) if ema is None else ema
+    state["ema"] = (
+        jax.tree.map(jnp.copy, state["params"]) if ema is None else ema)
     return state
 
   def update(state, batch, rng, **static):

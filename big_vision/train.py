@@ -31,12 +31,36 @@ from big_vision import watchdog
 from big_vision.evaluators import common as evaluators
 
 
+class _RollBack(Exception):
+  """What `_train` is to go on with: rollbacks, next_batch, interrupts."""
+
+
 def train(config: config_lib.Config, workdir: str):
   """Trains what `config` says, from where `workdir` left off, to the end.
+
+  Where a loss or a norm is not finite, the run stops. With
+  `config.max_rollbacks` it goes back to its last checkpoint instead, at most so
+  often, and on with the data that follows the batch where that was seen.
 
   Raises:
     ConfigError, DataError, StorageError, NonFiniteError: see their classes.
     Interrupted: SIGTERM or Ctrl-C; the state is saved.
+  """
+  going_on = 0, 0, None
+  while True:
+    try:
+      return _train(config, workdir, *going_on)
+    except _RollBack as error:
+      going_on = error.args
+      launch.say(f"{error.__cause__}\nRollback {going_on[0]}: from the last "
+                 f"checkpoint on, with the data from batch {going_on[1]}.")
+
+
+def _train(config, workdir, rollbacks, next_batch, interrupts):
+  """From the last checkpoint on, with data not before the batch `next_batch`.
+
+  A run that is killed after a rollback, before it has saved again, comes to the
+  same step and does the same again.
   """
   built = build_lib.build(config)
   mesh, info, task = built.mesh, built.info, built.task
@@ -89,6 +113,8 @@ def train(config: config_lib.Config, workdir: str):
   # data: it skips what is left of a batch and sees no example again.
   first_batch = -(-saved.get("examples", first_step * info.batch_size)
                   // info.batch_size)
+  first_batch = max(first_batch, next_batch)
+  rollbacks = max(rollbacks, saved.get("rollbacks", 0))
   if first_batch != batches.first_batch:
     batches.close()
     batches = built.data.start(first_batch, built.batch_sharding)
@@ -149,6 +175,7 @@ def train(config: config_lib.Config, workdir: str):
         checkpoints.save(step, state, {
             "chrono": chrono.state(),
             "examples": (step - first_step + first_batch) * info.batch_size,
+            "rollbacks": rollbacks,
             "unevaluated": row if values is None else None})
     if values is not None:
       best.update(step, state, row | values)
@@ -157,10 +184,22 @@ def train(config: config_lib.Config, workdir: str):
         checkpoints.wait()
       raise launch.Interrupted(step, stop)
 
-  interrupts = launch.Interrupts()
+  @contextlib.contextmanager
+  def rolling_back():
+    """Turns a loss that is not finite into a rollback, if one is left."""
+    try:
+      yield
+    except state_lib.NonFiniteError as error:
+      if rollbacks >= options.max_rollbacks:
+        raise
+      step, *_ = unchecked
+      raise _RollBack(rollbacks + 1, step - first_step + first_batch,
+                      interrupts) from error
+
+  interrupts = interrupts or launch.Interrupts()
   unchecked = None
-  with (sharding.use(mesh, built.rules), batches, writer, checkpoints, best,
-        profile):
+  with (rolling_back(), sharding.use(mesh, built.rules), batches, writer,
+        checkpoints, best, profile):
     if unevaluated is not None:
       conclude(first_step, unevaluated)
     for step in range(first_step + 1, info.total_steps + 1):
@@ -189,6 +228,8 @@ def train(config: config_lib.Config, workdir: str):
                 for name, fn in task.sched_fns.items()}
         row |= chrono.measure(step, batches.wait_s) | metrics.memory()
         row["num_skipped"] = batches.num_skipped
+        if options.max_rollbacks:
+          row["num_rollbacks"] = rollbacks
         launch.say(metrics.format_progress(step, info.total_steps, row))
       conclude(step, row, interrupts.exit_code(step))
     watchdog.enter("checkpoint")
@@ -210,8 +251,8 @@ def define_flags():
       "workdir", None, "Where checkpoints and metrics go; a run that is there "
       "is continued.")
   flags.DEFINE_bool(
-      "allow_config_change", False, "Continue the run in --workdir although its "
-      "config was another.")
+      "allow_config_change", False, "Continue the run in --workdir although "
+      "its config was another.")
   flags.DEFINE_string(
       "coordinator_address", None, "HOST:PORT of process 0, where several "
       "processes are not detected by themselves.")

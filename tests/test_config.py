@@ -115,7 +115,8 @@ def test_storing_comparing_and_refusing(tmp_path):
 
 
 def test_values_that_cannot_be_stored_are_named():
-  with pytest.raises(config_lib.ConfigError, match=r"config.input.fn is a func"):
+  with pytest.raises(config_lib.ConfigError,
+                     match=r"config.input.fn is a func"):
     config_lib.to_json(config_lib.Config({"input": {"fn": lambda x: x}}))
 
 

@@ -77,7 +77,8 @@ def test_trains_two_steps(name, imagenet_like, monkeypatch, tmp_path):
              **FULL[name][1]}
   if name in BIG:
     changes["schedule.warmup_steps"] = 1
-  train_lib.train(_config(name, "runlocal" if name in BIG else None, **changes), str(tmp_path))
+  config = _config(name, "runlocal" if name in BIG else None, **changes)
+  train_lib.train(config, str(tmp_path))
   rows = [json.loads(line)
           for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [row["step"] for row in rows] == [0, 1, 2]
@@ -94,7 +95,8 @@ def test_quickstart_on_a_folder_of_pictures(tmp_path):
       Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
   config = _config(
       "quickstart", f"data={tmp_path / 'data'}", total_epochs=None,
-      total_steps=12, **{"input.batch_size": 16, "schedule.warmup_percent": 0.2})
+      total_steps=12,
+      **{"input.batch_size": 16, "schedule.warmup_percent": 0.2})
   train_lib.train(config, str(tmp_path / "run"))
   last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
   assert json.loads(last)["test/prec@1"] == 1

@@ -5,7 +5,6 @@ test_train_processes.py, full disks, flipped bits and kill -9 while saving in
 test_checkpoint_faults.py, NaN in test_train.py.
 """
 
-import os
 import random
 import re
 import signal
@@ -266,8 +265,9 @@ def test_surroundings_do_not_change_numbers(finished, tmp_path):
   workdir = tmp_path / "workdir"
   processes.finish(processes.start(
       workdir, config=f"{CONFIG}:evals=2", umask=0o077,
-      LC_ALL="tr_TR.ISO-8859-9", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LANGUAGE="tr",
-      TZ="Pacific/Kiritimati", PYTHONHASHSEED="123", HOME="/nonexistent"))
+      LC_ALL="tr_TR.ISO-8859-9", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0",
+      LANGUAGE="tr", TZ="Pacific/Kiritimati", PYTHONHASHSEED="123",
+      HOME="/nonexistent"))
   processes.assert_same(finished, workdir)
   assert (workdir / "metrics.jsonl").stat().st_mode & 0o077 == 0
 

@@ -34,7 +34,8 @@ def _training(data, batch_size=8, pp="keep('x')", seed=0, **kw):
 
 def _take(pipeline, count, first=0, where=None, key="x"):
   with pipeline.start(first, where or _sharding()) as batches:
-    return [np.asarray(batch[key]) for batch in itertools.islice(batches, count)]
+    return [np.asarray(batch[key])
+            for batch in itertools.islice(batches, count)]
 
 
 def _ids(batches):
@@ -104,7 +105,8 @@ def test_any_mesh_gets_the_same_batches(tmp_path, where):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_any_number_of_hosts_gets_the_same_batches(tmp_path, monkeypatch, hosts):
+def test_any_number_of_hosts_gets_the_same_batches(
+    tmp_path, monkeypatch, hosts):
   """Each host makes the rows its devices need; together they are the batch."""
   data, devices = _npz(tmp_path, 30), jax.devices()
   expected = _take(_training(data), 2)
@@ -180,8 +182,8 @@ def test_what_cannot_be_batched_is_named(tmp_path, arrays, pp, message):
 
 def test_types_are_jax_s_and_nothing_overflows(tmp_path):
   fname = str(tmp_path / "data.npz")
-  np.savez(fname, i=np.asarray([2 ** 31 - 1, -2 ** 31]), f=np.asarray([.5, .25]),
-           u=np.asarray([1, 2], np.uint8))
+  np.savez(fname, i=np.asarray([2 ** 31 - 1, -2 ** 31]),
+           f=np.asarray([.5, .25]), u=np.asarray([1, 2], np.uint8))
   pipeline = _training(dict(name="bv:npz", fname=fname), pp="")
   assert {k: str(v.dtype) for k, v in pipeline.batch_spec.items()} == {
       "i": "int32", "f": "float32", "u": "uint8"}
@@ -209,7 +211,8 @@ PP = "decode|resize(2)|keep('image')"
 
 def test_damage_is_named_with_its_file(tmp_path):
   data = _folder(tmp_path, damaged=range(40))
-  with pytest.raises(input_pipeline.DataError, match=r"\d\d.png.*(?s:.*)skip_err"):
+  with pytest.raises(input_pipeline.DataError,
+                     match=r"\d\d.png.*(?s:.*)skip_err"):
     _take(_training(data, pp=PP), 1, key="image")
 
 

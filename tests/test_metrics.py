@@ -163,7 +163,8 @@ def test_memory_grows_with_what_is_held():
 
 
 @pytest.mark.parametrize("seconds, text", [
-    (3.4, "3s"), (125, "2m05s"), (3720, "1h02m"), (3 * 86400 + 4 * 3600, "3d04h")])
+    (3.4, "3s"), (125, "2m05s"), (3720, "1h02m"),
+    (3 * 86400 + 4 * 3600, "3d04h")])
 def test_seconds_for_people(seconds, text):
   assert metrics.format_seconds(seconds) == text
 

@@ -77,7 +77,11 @@ def test_schedule_errors(kw, message):
 
 
 def _adam_by_hand(params, grads_of_steps, config, groups):
-  """Three steps in NumPy, float64; `groups[name]` = (lr_mult, wd_mult, sched)."""
+  """Three steps in NumPy, float64.
+
+  Args:
+    groups: {name: (lr_mult, wd_mult, sched)}.
+  """
   values = {k: np.asarray(v, np.float64) for k, v in params.items()}
   mu = {k: 0. * v for k, v in values.items()}
   nu = {k: 0. * v for k, v in values.items()}
@@ -93,7 +97,8 @@ def _adam_by_hand(params, grads_of_steps, config, groups):
           np.sqrt(nu[k] / (1 - .999 ** (t + 1))) + 1e-8)
       lr_mult, wd_mult, schedule = groups[k]
       values[k] = values[k] - schedule(t) * (
-          config["lr"] * lr_mult * direction + config["wd"] * wd_mult * values[k])
+          config["lr"] * lr_mult * direction
+          + config["wd"] * wd_mult * values[k])
   return values
 
 
@@ -143,7 +148,8 @@ def test_decay_does_not_depend_on_lr(lr):
   grads = jax.tree.map(jnp.zeros_like, params)
   updates, _ = tx.update(grads, tx.init(params), params)
   np.testing.assert_allclose(
-      updates["body"]["kernel"], -.01 * .5 * params["body"]["kernel"], rtol=1e-6)
+      updates["body"]["kernel"], -.01 * .5 * params["body"]["kernel"],
+      rtol=1e-6)
   for leaf in (updates["body"]["bias"], updates["cls"]):
     np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
 
@@ -176,7 +182,8 @@ def test_frozen_parameters_have_no_state_and_no_part_in_the_norm():
   updates, _ = tx.update(grads, tx.init(params), params)
   np.testing.assert_allclose(updates["body"]["bias"], -0.1, rtol=1e-6)
   np.testing.assert_array_equal(updates["head"]["kernel"], 0.)
-  state = _make({**config, "optax_name": "scale_by_adam"}, params)[0].init(params)
+  state = _make(
+      {**config, "optax_name": "scale_by_adam"}, params)[0].init(params)
   shapes = [leaf.shape for leaf in jax.tree.leaves(state)]
   assert (4, 2) not in shapes and shapes.count((3, 4)) == 2
   mask = optim.trainable_mask(config_lib.Config(config), params)

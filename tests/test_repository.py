@@ -48,7 +48,8 @@ def test_training_without_an_input_pipeline_needs_no_tensorflow():
       "import sys; import big_vision.build, big_vision.state, "
       "big_vision.trainers.classification, big_vision.models.vit, "
       "big_vision.evaluators.common, big_vision.evaluators.fewshot_lsr, "
-      "big_vision.checkpoint, big_vision.metrics, big_vision.configs.quickstart;"
+      "big_vision.checkpoint, big_vision.metrics, "
+      "big_vision.configs.quickstart;"
       "assert 'tensorflow' not in sys.modules, 'TensorFlow was imported'")
   subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -96,6 +97,13 @@ def test_lower_floors_do_not_know_upper_ones():
 
 def test_no_file_is_called_utils():
   assert not [path for path in _files() if path.stem in ("utils", "util")]
+
+
+def test_style():
+  output = subprocess.run(
+      [sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, text=True,
+      capture_output=True, check=False)
+  assert output.returncode == 0, output.stdout + output.stderr
 
 
 def _configs():

@@ -104,4 +104,5 @@ def test_accumulation_gives_every_part_its_own_randomness():
   draws = [float(jax.random.normal(key))
            for key in jax.random.split(jax.random.key(0), 4)]
   np.testing.assert_allclose(grads["w"], np.mean(draws), rtol=1e-6)
-  np.testing.assert_allclose(aux["square"], np.mean(np.square(draws)), rtol=1e-6)
+  np.testing.assert_allclose(
+      aux["square"], np.mean(np.square(draws)), rtol=1e-6)

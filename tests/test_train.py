@@ -4,10 +4,12 @@ import json
 import os
 import pathlib
 
+from big_vision import build as build_lib
 from big_vision import checkpoint
 from big_vision import config as config_lib
 from big_vision import input_pipeline
 from big_vision import launch
+from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import train as train_lib
 import jax
@@ -109,7 +111,8 @@ def test_stopped_and_continued_is_bit_identical(
   train_lib.train(_config(), str(tmp_path))
   expected, got = _arrays(finished, 12), _arrays(tmp_path, 12)
   assert set(expected) == set(got)
-  assert {name.split("/")[0] for name in got} == {"params", "opt", "ema", "step"}
+  assert {name.split("/")[0] for name in got} == {
+      "params", "opt", "ema", "step"}
   for name, value in expected.items():
     np.testing.assert_array_equal(value, got[name], err_msg=name)
   assert _without_times(_rows(tmp_path)) == _without_times(_rows(finished))
@@ -180,6 +183,57 @@ def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert not (tmp_path / "checkpoints" / str(step)).exists()
 
 
+def _spoil(fname, config, number):
+  """Writes images of which the batch `number` has one that is not finite."""
+  images = np.random.default_rng(0).uniform(0, 16, (160, 8, 8, 1))
+  images[:, 0, 0, 0] = np.arange(160)
+  def write():
+    np.savez(fname, image=images.astype(np.float32), label=np.arange(160) % 10)
+  write()
+  built = build_lib.build(config)
+  with built.data.start(number, built.batch_sharding) as batches:
+    images[int(next(batches)["image"][0, 0, 0, 0]), 0, 1] = np.nan
+  write()
+
+
+def test_a_rollback_goes_on_with_the_data_behind_what_was_not_finite(
+    tmp_path, capsys, monkeypatch):
+  fname, workdir = str(tmp_path / "images.npz"), str(tmp_path / "run")
+  def config(**changes):
+    return _config("steps=8", evals=None, mixup=None, **changes, **{
+        "input.data": dict(name="bv:npz", fname=fname),
+        "input.pp": "onehot(10, key='label', key_result='labels')|"
+                    "keep('image', 'labels')"})
+  _spoil(fname, config(), number=5)
+  with pytest.raises(state_lib.NonFiniteError, match="Step 6: training_loss"):
+    train_lib.train(config(), workdir)
+  # Stopped before it saves again, it comes to the same place and goes on.
+  stops = iter([None, None, 143])
+  with monkeypatch.context() as patch:
+    patch.setattr(launch.Interrupts, "exit_code", lambda *_: next(stops))
+    patch.setattr(checkpoint.Checkpoints, "save", lambda *_: None)
+    with pytest.raises(launch.Interrupted):
+      train_lib.train(config(max_rollbacks=1), workdir)
+  train_lib.train(config(max_rollbacks=1), workdir)
+  assert ("Rollback 1: from the last checkpoint on, with the data from batch 6"
+          in capsys.readouterr().out)
+  rows = _rows(workdir)
+  assert [row["step"] for row in rows] == list(range(9))
+  assert [row.get("num_rollbacks") for row in rows[4:]] == [None, 1, 1, 1, 1]
+
+  built = build_lib.build(config())
+  with sharding.use(built.mesh, built.rules), built.data.start(
+      6, built.batch_sharding) as batches:
+    _, state, _ = checkpoint.Checkpoints(
+        os.path.join(workdir, "checkpoints"), read_only=True).restore(
+            built.shapes, step=4)
+    update = state_lib.make_update(
+        built.task, built.rng_train, built.shardings, built.mesh)
+    for row in rows[5:]:
+      state, measurements, _ = update(state, {}, next(batches), ())
+      assert row["training_loss"] == measurements["training_loss"]
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"lr_mutls": 1, "input.cache_rwa": True},
      r"(?s)config.input.cache_rwa.*'cache_raw'.*config.lr_mutls.*'lr_mults'"),
@@ -212,7 +266,8 @@ def test_continuing_another_run_and_keeping_the_best(finished, tmp_path):
 
 
 def test_another_run_that_is_not_there_is_no_fresh_start(tmp_path):
-  with pytest.raises(config_lib.ConfigError, match="no checkpoints to continue"):
+  with pytest.raises(config_lib.ConfigError,
+                     match="no checkpoints to continue"):
     train_lib.train(_config(resume=str(tmp_path / "missing")), str(tmp_path))
 
 

@@ -27,8 +27,8 @@ def test_unflatten_is_the_inverse_and_refuses_clashes():
 
 
 def test_first_match_is_a_full_match():
-  assert tree.first_match(["head/kernel", "head", "x"], ["head", "head/.*"]) == {
-      "head/kernel": 1, "head": 0, "x": None}
+  matches = tree.first_match(["head/kernel", "head", "x"], ["head", "head/.*"])
+  assert matches == {"head/kernel": 1, "head": 0, "x": None}
 
 
 def test_merge_keep_and_select():

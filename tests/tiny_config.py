@@ -15,7 +15,8 @@ def get_config(arg=None):
   config.total_steps = arg.steps
   config.num_classes = 10
   scale = "value_range(-1, 1, 0, 16)"
-  labels = "onehot(10, key='label', key_result='labels')|keep('image', 'labels')"
+  labels = ("onehot(10, key='label', key_result='labels')|"
+            "keep('image', 'labels')")
   config.input = dict(
       data=dict(name="bv:digits", split="train"), batch_size=16,
       pp="pad_to_shape((10, 10, 1), where='both')|random_crop(8)|"

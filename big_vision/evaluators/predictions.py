@@ -69,7 +69,7 @@ class Evaluator:
 
 
 def _to_png(image) -> str:
-  """float[h, w, c] of any range as PNG in base64; its extremes are 0 and 255."""
+  """float[h, w, c] of any range as base64 PNG; its extremes are 0 and 255."""
   low, high = float(image.min()), float(image.max())
   scaled = (image - low) * (255 / (high - low)) if high > low else image * 0
   pixels = np.round(scaled).astype(np.uint8)

@@ -88,7 +88,8 @@ class Transition(nn.Module):
     x = self._mix(self._dense(self.mlp_dim, 0), self._conv(width, 0), x, mask)
     x = common.constrain(x, "act_batch", "act_len", "act_mlp")
     x = nn.relu(x)
-    return self._mix(self._dense(width, 1), self._conv(self.mlp_dim, 1), x, mask)
+    return self._mix(
+        self._dense(width, 1), self._conv(self.mlp_dim, 1), x, mask)
 
   def _dense(self, width, i):
     return nn.Dense(

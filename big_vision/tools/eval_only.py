@@ -11,7 +11,6 @@ import os
 
 from absl import app
 from absl import flags
-import jax
 from ml_collections import config_flags
 
 from big_vision import build as build_lib

@@ -245,7 +245,7 @@ def report(plan: Plan, hardware: Hardware, price: float | None = None):
   yield "\nThe step, on one device:"
   yield f"  arguments    {_size(program.argument_bytes):>12}   state and batch"
   if hardware.is_target:
-    of = (f" of {_size(hardware.chip.memory)}: it fits" if hardware.chip else "")
+    of = f" of {_size(hardware.chip.memory)}: it fits" if hardware.chip else ""
     yield f"  peak memory  {_size(program.peak_bytes):>12}  {of}"
     yield f"  accessed     {program.bytes_accessed / 1e9:>9.2f} GB"
   else:
@@ -269,18 +269,20 @@ def report(plan: Plan, hardware: Hardware, price: float | None = None):
       yield "  Memory traffic is not in it: this is a bound, not an estimate."
     yield f"  {info.batch_size / high:,.0f} to {info.batch_size / low:,.0f} " \
           f"examples/s; MFU {ideal / high:.0%} to {ideal / low:.0%}."
-    yield f"  The input must deliver {info.batch_size / low / hardware.num_hosts:,.0f} " \
+    yield "  The input must deliver " \
+          f"{info.batch_size / low / hardware.num_hosts:,.0f} " \
           "examples/s on each host, at most."
     hours = [s * info.total_steps * num_devices / 3600 for s in (low, high)]
-    yield f"  To the end: {metrics.format_seconds(low * info.total_steps)} to " \
-          f"{metrics.format_seconds(high * info.total_steps)} without " \
+    yield f"  To the end: {metrics.format_seconds(low * info.total_steps)} " \
+          f"to {metrics.format_seconds(high * info.total_steps)} without " \
           f"evaluation, {hours[0]:,.1f} to {hours[1]:,.1f} chip-hours" + (
               f", {hours[0] * price:,.2f} to {hours[1] * price:,.2f} at "
               f"{price:g} an hour." if price else ".")
 
   total = sum(total for _, total, _ in _entry_bytes(built))
-  yield f"\nA checkpoint: {_size(total)}; {total / _STORAGE:.0f} s if one host " \
-        f"writes it at an assumed {_STORAGE / 1e9:g} GB/s, in the background."
+  yield f"\nA checkpoint: {_size(total)}; {total / _STORAGE:.0f} s if one " \
+        f"host writes it at an assumed {_STORAGE / 1e9:g} GB/s, in the " \
+        "background."
 
 
 def _size(num_bytes: float) -> str:

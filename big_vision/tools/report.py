@@ -30,7 +30,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .charts { display: grid; gap: 18px;
           grid-template-columns: repeat(auto-fill, minmax(350px, 1fr)); }
 figure { margin: 0; } figcaption { font-weight: 600; font-size: 14px; }
-svg { width: 100%; height: auto; } svg text { font: 11px system-ui; fill: #57606a; }
+svg { width: 100%; height: auto; }
+svg text { font: 11px system-ui; fill: #57606a; }
 .key { display: inline-block; width: 12px; height: 12px; margin-right: 6px;
        border-radius: 2px; }
 .samples { display: flex; flex-wrap: wrap; gap: 12px; }
@@ -98,7 +99,8 @@ def _order(name: str):
 
 
 def _key(i: int) -> str:
-  return f'<span class=key style="background:{_COLORS[i % len(_COLORS)]}"></span>'
+  color = _COLORS[i % len(_COLORS)]
+  return f'<span class=key style="background:{color}"></span>'
 
 
 def _summary(runs):
@@ -184,7 +186,8 @@ def _chart(name: str, runs) -> str:
                 f'fill="{color}"><title>{html.escape(runs[i].name)}: {v:.6g} '
                 f"at step {s:,}</title></circle>" for s, v in curve]
   return (f"<figure><figcaption>{html.escape(name)}</figcaption>"
-          f'<svg viewBox="0 0 {width} {height}">{"".join(parts)}</svg></figure>')
+          f'<svg viewBox="0 0 {width} {height}">{"".join(parts)}</svg>'
+          "</figure>")
 
 
 def _samples(predictions) -> str:

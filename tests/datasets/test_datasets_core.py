@@ -113,7 +113,8 @@ def test_open_source_errors(name, kwargs, message):
 def test_modules_do_not_import_tensorflow():
   code = (
       "import sys; from big_vision.datasets import arrays, core, folder, "
-      "jsonl, listops, pvr, sequences, tfds_source; from big_vision.tools import prepare_dataset; "
+      "jsonl, listops, pvr, sequences, tfds_source; "
+      "from big_vision.tools import prepare_dataset; "
       "print([m for m in sys.modules if m.startswith('tensorflow')])")
   found = subprocess.run(
       [sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,6 @@ from big_vision import config as config_lib
 from big_vision import losses
 from big_vision import sharding
 from big_vision import tree
-from big_vision.models import common
 from big_vision.models import mlp_mixer
 import flax.errors
 import jax
@@ -237,7 +236,8 @@ def test_variants():
 def test_misspelt_argument_of_a_config_is_found():
   for wrong, right in (("varient", "variant"), ("token_mlp", "tokens_mlp_dim")):
     with pytest.raises(config_lib.ConfigError, match=f"mean '{right}'"):
-      config_lib.call(mlp_mixer.Model, {wrong: 1}, "config.model", num_classes=2)
+      config_lib.call(
+          mlp_mixer.Model, {wrong: 1}, "config.model", num_classes=2)
 
 
 # --- Outputs ------------------------------------------------------------------
@@ -517,7 +517,7 @@ def _peer():
   """(torch, timm's module of Mixers)."""
   import torch
   try:
-    import torchvision  # pylint: disable=unused-import
+    import torchvision  # noqa: F401  # pylint: disable=unused-import
   except RuntimeError:
     # Its compiled half does not load beside a CPU build of torch, and then it
     # misses the declarations of these ops, which no Mixer calls.

@@ -611,8 +611,8 @@ def test_out_names_and_shapes():
                        "logits": (B, N, K)})):
     model = ut.Model(K, eval_loop=eval_loop, **sizes)
     logits, out = _apply(model, _params(model), *_input(model))
-    assert {name: leaf.shape for name, leaf in tree.flatten_with_names(out)} == (
-        both | wanted)
+    shapes = {name: leaf.shape for name, leaf in tree.flatten_with_names(out)}
+    assert shapes == both | wanted
     np.testing.assert_array_equal(out["logits"], logits)
   _, out = _apply(ut.Model(K, norm="pre", **IMAGES),
                   _params(ut.Model(K, norm="pre", **IMAGES)), _image())
@@ -631,7 +631,8 @@ def test_without_classes_the_features_come_out():
 @pytest.mark.parametrize("sizes,kw,args,message", [
     (IMAGES, {}, (np.zeros((1, 9, 6, 3)),), r"\(4, 2\).*\[1, 9, 6, 3\]"),
     (IMAGES, {}, (np.zeros((1, 8), int),), "are .1, 8.. For text, set vocab"),
-    (TEXT, {}, (np.zeros((1, 8)),), r"vocab_size=11 .*int\[b, n\]; it is float"),
+    (TEXT, {}, (np.zeros((1, 8)),),
+     r"vocab_size=11 .*int\[b, n\]; it is float"),
     (TEXT, {}, (np.zeros((1, 8, 1), int),), r"it is int\d+\[1, 8, 1\]"),
     (TEXT, {}, (np.zeros((1, 8), int), np.ones((1, 7), bool)),
      r"must be bool\[1, 8\], it is bool\[1, 7\]"),
@@ -642,7 +643,8 @@ def test_without_classes_the_features_come_out():
     (IMAGES, dict(num_heads=3), (), "width 8 does not divide into num_heads 3"),
     (IMAGES, dict(max_steps=0), (), "max_steps must be at least 1, it is 0"),
     (IMAGES, dict(epsilon=0.0), (), r"epsilon must be in \(0, 1\), it is 0.0"),
-    (IMAGES, dict(halting="pondernet"), (), "halting 'pondernet'.*'act', 'none'"),
+    (IMAGES, dict(halting="pondernet"), (),
+     "halting 'pondernet'.*'act', 'none'"),
     (IMAGES, dict(norm="mid"), (), "norm 'mid'.*'post', 'pre'"),
     (IMAGES, dict(transition="sepconv"), (), "'conv'.*'conv', 'dense'"),
     (IMAGES, dict(posemb="learn"), (), "posemb 'learn'.*'sincos', 'sincos2d'"),

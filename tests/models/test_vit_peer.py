@@ -18,7 +18,7 @@ def _peer():
   """(torch, timm's module of ViTs)."""
   import torch
   try:
-    import torchvision  # pylint: disable=unused-import
+    import torchvision  # noqa: F401  # pylint: disable=unused-import
   except RuntimeError:
     # Its compiled half does not load beside a CPU build of torch, and then it
     # misses the declarations of these ops, which no ViT calls.

@@ -158,7 +158,7 @@ def test_headers_say_how_to_plan():
 
 @pytest.mark.slow
 def test_the_flagship_on_256_chips_is_what_it_was():
-  """Compiled by the TPU's own compiler: `EXTRAS=plan bash run.sh pytest -m slow`.
+  """By the TPU's own compiler: `EXTRAS=plan bash run.sh pytest -m slow`.
 
   Measured with jax 0.10.2 and libtpu 0.0.42.1.
   """

@@ -82,7 +82,7 @@ def test_what_is_no_run_is_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("low, high, expected", [
-    (0, 1, [0, .5, 1]), (0, 1123, [0, 500, 1000]), (2.1, 2.9, [2.2, 2.4, 2.6, 2.8]),
-    (-3, 3, [-2, 0, 2])])
+    (0, 1, [0, .5, 1]), (0, 1123, [0, 500, 1000]),
+    (2.1, 2.9, [2.2, 2.4, 2.6, 2.8]), (-3, 3, [-2, 0, 2])])
 def test_ticks_are_round(low, high, expected):
   assert report._ticks(low, high) == pytest.approx(expected)

@@ -79,7 +79,8 @@ def _xent(params, batch):
   x = batch["image"].reshape(B, -1) @ params["stem"]["kernel"] + (
       params["stem"]["bias"])
   logits = x @ params["head"]["kernel"] + params["head"]["bias"]
-  xent = -jnp.mean(jnp.sum(batch["labels"] * jax.nn.log_softmax(logits), axis=1))
+  xent = -jnp.mean(
+      jnp.sum(batch["labels"] * jax.nn.log_softmax(logits), axis=1))
   return xent, jnp.mean(x ** 2), jnp.mean(jnp.abs(x))
 
 
