@@ -32,8 +32,10 @@ _TENSOR_PARALLEL = (
     (r".*/(query|key|value)/(kernel|bias)", "shard_dim('model', -2)"),
     (r".*/MultiHeadDotProductAttention_\d+/out/kernel",
      "shard_dim('model', -3)"),
-    (r".*/MlpBlock_\d+/Dense_0/(kernel|bias)", "shard_dim('model', -1)"),
-    (r".*/MlpBlock_\d+/Dense_1/kernel", "shard_dim('model', -2)"),
+    (r".*/(MlpBlock_\d+|transition)/Dense_0/(kernel|bias)",
+     "shard_dim('model', -1)"),
+    (r".*/(MlpBlock_\d+|transition)/Dense_1/kernel",
+     "shard_dim('model', -2)"),
 )
 # What adafactor keeps of a kernel has other dimensions than it.
 _FACTORED = r".*/v(_row|_col)?/.*"

@@ -30,8 +30,9 @@ def _tiny(arg):
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, steps=6, evals=0, depth=1, watchdog=None)
-  config = _tiny(f"steps={arg.steps}")
+  arg = bvcc.parse_arg(
+      arg, steps=6, evals=0, depth=1, watchdog=None, fsdp=False, model=1)
+  config = _tiny(f"steps={arg.steps},fsdp={arg.fsdp},model={arg.model}")
   config.model.depth = arg.depth
   config.ckpt_steps = 2
   if arg.watchdog:

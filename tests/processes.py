@@ -48,13 +48,16 @@ def output(process):
   return process.log.read_text(errors="replace")
 
 
-def start_two(workdir, *flags, config="tests/tiny_config.py", env=({}, {})):
-  """The two processes of a run, of one device each, over loopback."""
+def start_several(
+    workdir, *flags, count=2, config="tests/tiny_config.py", env=None):
+  """The processes of a run, of one device each, over loopback."""
   address = f"127.0.0.1:{free_port()}"
+  env = env or [{}] * count
   return [
-      start(workdir, f"--coordinator_address={address}", "--num_processes=2",
-            f"--process_id={i}", *flags, config=config, **env[i])
-      for i in range(2)]
+      start(workdir, f"--coordinator_address={address}",
+            f"--num_processes={count}", f"--process_id={i}", *flags,
+            config=config, **env[i])
+      for i in range(count)]
 
 
 def finish(process, code=0, timeout=240):
@@ -118,6 +121,17 @@ def assert_same(expected_workdir, workdir):
   for name, value in expected.items():
     np.testing.assert_array_equal(value, got[name], err_msg=name)
   assert rows(workdir) == rows(expected_workdir)
+
+
+def assert_close(expected_workdir, workdir):
+  """The same losses to 1e-5, the same accuracies, and each step once."""
+  for theirs, ours in zip(rows(expected_workdir), rows(workdir), strict=True):
+    assert set(ours) == set(theirs)
+    for key, value in ours.items():
+      if "prec@" in key:
+        assert value == theirs[key], key
+      np.testing.assert_allclose(
+          value, theirs[key], rtol=1e-5, atol=1e-5, err_msg=key)
 
 
 def free_port():

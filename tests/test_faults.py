@@ -82,7 +82,7 @@ def test_sigterm_to_one_of_two_while_evaluating(finished, tmp_path):
   """Both leave at the same evaluator; one process alone continues."""
   workdir, config = tmp_path / "workdir", f"{CONFIG}:evals=2"
   slow = Slow(tmp_path)
-  both = processes.start_two(
+  both = processes.start_several(
       workdir, config=config, env=(slow.env, slow.env))
   slow.wait(*both)
   both[1].send_signal(signal.SIGTERM)
@@ -100,7 +100,8 @@ def test_sigterm_to_one_of_two_while_evaluating(finished, tmp_path):
 
 def test_sigterm_to_both_of_two_between_evaluations(tmp_path):
   """As SLURM sends it. orbax asks jax's service for steps to stop at, too."""
-  both = processes.start_two(tmp_path, config=f"{CONFIG}:evals=2,steps=4000")
+  both = processes.start_several(
+      tmp_path, config=f"{CONFIG}:evals=2,steps=4000")
   try:
     processes.wait_for_step(both[0], tmp_path, 9)
     for process in both:
@@ -172,7 +173,7 @@ _LIMITED = f"{CONFIG}:watchdog={{'data_s': 6, 'step_s': 40, 'peer_s': 8}}"
 
 def test_a_peer_that_lives_and_does_not_move(tmp_path):
   """jax never notices; here both end, and both say whose data it was."""
-  both = processes.start_two(
+  both = processes.start_several(
       tmp_path, config=_LIMITED, env=({}, {"FAULT_DATA": "24"}))
   outputs = [processes.finish(process, HUNG, 2 * SOON) for process in both]
   culprit = re.search(
@@ -189,7 +190,7 @@ def _in_the_middle(tmp_path, lost, number):
 
   What is left of it must end by itself, with an error.
   """
-  both = processes.start_two(tmp_path, config=f"{_LIMITED},steps=100000")
+  both = processes.start_several(tmp_path, config=f"{_LIMITED},steps=100000")
   try:
     processes.wait_for_step(both[0], tmp_path, 3)
     both[lost].send_signal(number)
@@ -227,7 +228,7 @@ def test_a_bad_record_of_one_of_two(tmp_path):
     Image.fromarray(np.full((8, 8), i, np.uint8)).save(fname)
     if i == 40:
       fname.write_bytes(b"no image")
-  both = processes.start_two(
+  both = processes.start_several(
       tmp_path / "workdir", config=f"{CONFIG}:steps=100",
       env=({"FAULT_FOLDER": str(tmp_path / "data")},) * 2)
   outputs = [processes.finish(process, 6, SOON) for process in both]
@@ -238,6 +239,28 @@ def test_a_bad_record_of_one_of_two(tmp_path):
   if sum(hit) == 1:
     assert f"Process {hit.index(True)} ended with exit code 6" in outputs[
         hit.index(False)]
+
+
+@pytest.mark.slow
+def test_killed_and_continued_elsewhere(tmp_path):
+  """Heads and MLPs split; on half of them, fsdp; on one's 8 devices, fsdp."""
+  config = f"{CONFIG}:steps=16,evals=1"
+  whole, workdir = tmp_path / "whole", tmp_path / "workdir"
+  processes.finish(processes.start(whole, config=config))
+  for count, split in ((4, "model=2"), (2, "fsdp=True")):
+    rows = 16 * (2 if split == "model=2" else 1) // count
+    before = set(workdir.glob("checkpoints/*"))
+    some = processes.start_several(
+        workdir, "--allow_config_change", count=count,
+        config=f"{config},{split}", env=[{"FAULT_DATA": str(5 * rows)}] * count)
+    processes.wait_until(  # For five batches, and then no more.
+        lambda: {path for path in workdir.glob("checkpoints/*")
+                 if path.name.isdigit()} - before, *some, what="Saving")
+    _end_all(some)
+  processes.finish(processes.start(
+      workdir, "--allow_config_change", config=f"{config},fsdp=True",
+      XLA_FLAGS="--xla_force_host_platform_device_count=8"))
+  processes.assert_close(whole, workdir)
 
 
 # -- surroundings ------------------------------------------------------------

@@ -97,16 +97,20 @@ def test_same_seed_same_run(finished, tmp_path):
   assert _rows(other)[5]["training_loss"] != _rows(finished)[5]["training_loss"]
 
 
+def _train_until(step, monkeypatch, config, workdir):
+  """As if the signal had come in that step."""
+  with monkeypatch.context() as patch:
+    patch.setattr(launch.Interrupts, "exit_code",
+                  lambda self, now: 143 if now == step else None)
+    with pytest.raises(launch.Interrupted) as interrupted:
+      train_lib.train(config, workdir)
+  assert interrupted.value.exit_code == 143
+
+
 @pytest.mark.parametrize("stop_after", [1, 6])
 def test_stopped_and_continued_is_bit_identical(
     finished, tmp_path, monkeypatch, stop_after):
-  with monkeypatch.context() as patch:
-    patch.setattr(
-        launch.Interrupts, "exit_code",
-        lambda self, step: 143 if step == stop_after else None)
-    with pytest.raises(launch.Interrupted) as interrupted:
-      train_lib.train(_config(), str(tmp_path))
-  assert interrupted.value.exit_code == 143
+  _train_until(stop_after, monkeypatch, _config(), str(tmp_path))
   assert _rows(tmp_path)[-1]["step"] == stop_after
   train_lib.train(_config(), str(tmp_path))
   expected, got = _arrays(finished, 12), _arrays(tmp_path, 12)
@@ -125,17 +129,32 @@ def test_running_a_finished_run_again_changes_nothing(finished, capsys):
   assert "Done" in capsys.readouterr().out
 
 
+def _assert_close(workdir, expected_workdir):
+  """The same losses and evaluations, to 1e-5, and each step once."""
+  for ours, theirs in zip(
+      _rows(workdir), _rows(expected_workdir), strict=True):
+    for key in ("training_loss", "test/loss", "test/ema/loss", "test/prec@1"):
+      assert (key in ours) == (key in theirs)
+      if key in ours:
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("devices, arg", [(1, None), (2, None), (8, "fsdp")])
 def test_losses_do_not_depend_on_devices_or_sharding(
     finished, tmp_path, monkeypatch, devices, arg):
   some = jax.devices()[:devices]
   monkeypatch.setattr(jax, "devices", lambda *args: some)
   train_lib.train(_config(arg), str(tmp_path))
-  for ours, theirs in zip(_rows(tmp_path), _rows(finished), strict=True):
-    for key in ("training_loss", "test/loss", "test/ema/loss", "test/prec@1"):
-      assert (key in ours) == (key in theirs)
-      if key in ours:
-        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-5, atol=1e-5)
+  _assert_close(tmp_path, finished)
+
+
+def test_continued_on_other_devices(finished, tmp_path, monkeypatch):
+  """From 8 devices, split, to 2, whole; processes: see test_faults.py."""
+  _train_until(6, monkeypatch, _config("fsdp"), str(tmp_path))
+  some = jax.devices()[:2]
+  monkeypatch.setattr(jax, "devices", lambda *args: some)
+  train_lib.train(_config(), str(tmp_path))
+  _assert_close(tmp_path, finished)
 
 
 @pytest.mark.parametrize("preset, rules, scan", [
@@ -144,22 +163,24 @@ def test_losses_do_not_depend_on_devices_or_sharding(
     ("tp", [("act_len", "model")], False),
     ("replicate", [("act_batch", ("data", "model"))], False)])
 def test_losses_do_not_depend_on_presets(
-    finished, tmp_path, preset, rules, scan):
+    finished, tmp_path, monkeypatch, preset, rules, scan):
   """On a mesh of 4 x 2; nothing is too small to be split."""
+  original = sharding.preset_strategy
+  monkeypatch.setattr(sharding, "preset_strategy", lambda *args: [
+      (regex, op.replace("'data')", "'data', min_size_to_shard_mb=0)"))
+      for regex, op in original(*args)])
   changes = dict(mesh=[("data", 4), ("model", 2)], sharding_preset=preset,
                  sharding_rules=rules)
-  if not scan:
-    train_lib.train(_config(**changes), str(tmp_path / "split"))
-    whole = finished
-  else:  # Scanned blocks draw other initial values.
-    changes["model.scan"], whole = True, tmp_path / "whole"
-    train_lib.train(_config(**changes), str(tmp_path / "split"))
-    train_lib.train(_config(**{"model.scan": True}), str(whole))
-  for ours, theirs in zip(_rows(tmp_path / "split"), _rows(whole), strict=True):
-    for key in ("training_loss", "test/loss", "test/ema/loss"):
-      assert (key in ours) == (key in theirs)
-      if key in ours:
-        np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-5, atol=1e-5)
+  if scan:  # Scanned blocks draw other initial values.
+    changes["model.scan"], finished = True, str(tmp_path / "whole")
+    train_lib.train(_config(**{"model.scan": True}), finished)
+  built = build_lib.build(_config(**changes))
+  axes = {axis for leaf in jax.tree.leaves(built.shardings)
+          for axis in leaf.spec if axis}
+  assert axes == {"fsdp": {"data"}, "tp": {"model"}, "replicate": set(),
+                  "fsdp_tp": {"data", "model"}}[preset]
+  train_lib.train(_config(**changes), str(tmp_path / "split"))
+  _assert_close(tmp_path / "split", finished)
 
 
 def test_gradient_accumulation_gives_the_same_losses(finished, tmp_path):

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from tests import processes
@@ -61,17 +60,14 @@ def test_eval_only_gives_the_run_s_last_numbers(finished):
   assert f"{accuracy:.4f}" in process.stdout, process.stdout
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
-def test_two_processes_give_the_same_run(finished, tmp_path, fsdp):
-  both = processes.start_two(
-      tmp_path, config=f"tests/tiny_config.py:fsdp={fsdp}")
-  outputs = [processes.finish(process) for process in both]
-  assert "2 process(es)" in outputs[0]
-  for ours, theirs in zip(
-      processes.rows(tmp_path), processes.rows(finished), strict=True):
-    assert set(ours) == set(theirs)
-    for key, value in ours.items():
-      np.testing.assert_allclose(
-          value, theirs[key], rtol=1e-5, atol=1e-5, err_msg=key)
-    for key in ("test/prec@1", "test/ema/prec@1"):
-      assert ours.get(key) == theirs.get(key)
+@pytest.mark.parametrize("count, arg", [
+    (2, "fsdp=False"), (2, "fsdp=True"), (2, "model=2"),
+    *(pytest.param(4, arg, marks=pytest.mark.slow)
+      for arg in ("fsdp=False", "fsdp=True", "model=2"))])
+def test_several_processes_give_the_same_run(finished, tmp_path, count, arg):
+  """Data parallel, fsdp, and heads and MLPs split over "model"."""
+  several = processes.start_several(
+      tmp_path, count=count, config=f"tests/tiny_config.py:{arg}")
+  outputs = [processes.finish(process) for process in several]
+  assert f"{count} process(es)" in outputs[0]
+  processes.assert_close(finished, tmp_path)

@@ -9,7 +9,7 @@ import ml_collections
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, steps=12, fsdp=False)
+  arg = bvcc.parse_arg(arg, steps=12, fsdp=False, model=1)
   config = ml_collections.ConfigDict()
   config.seed = 3
   config.total_steps = arg.steps
@@ -37,6 +37,9 @@ def get_config(arg=None):
   if arg.fsdp:
     config.sharding_strategy = [
         (".*", "fsdp(axis='data', min_size_to_shard_mb=0)")]
+  if arg.model > 1:
+    config.mesh = [("data", -1), ("model", arg.model)]
+    config.sharding_preset = "tp"
   config.evals = dict()
   config.evals.test = dict(
       type="classification", data=dict(name="bv:digits", split="test"),
