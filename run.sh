@@ -20,18 +20,7 @@ if [[ $1 == pytest ]]; then
   extras="${extras:+$extras,}dev"
 fi
 
-find_python() {
-  local candidate
-  for candidate in python3 python3.13 python3.12 python3.11; do
-    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
-      echo "$candidate"
-      return
-    fi
-  done
-  echo "Python 3.11, 3.12 or 3.13 is needed (TensorFlow has no build for others); found: $(python3 --version 2>&1)." >&2
-  return 1
-}
-
+source big_vision/launch_scripts/find_python.sh
 if [[ ! -x $venv/bin/python ]]; then
   python="$(find_python)"
   echo "Making the virtual environment $venv with $("$python" --version) ..." >&2

@@ -11,7 +11,9 @@ cd "$package/.."
 
 venv="${BIG_VISION_VENV:-bv_venv}"
 if [[ ! -x $venv/bin/python ]]; then
-  python3 -m venv "$venv"
+  source "$package/launch_scripts/find_python.sh"
+  python="$(find_python)"
+  "$python" -m venv "$venv"
 fi
 
 wanted="$(cat "$package/requirements.txt")"
