@@ -1,17 +1,33 @@
-"""From the start of the process to the end of the quickstart's first step.
+"""From the start of the process to the end of the first step.
 
-  python -m benchmarks.startup [--rounds 3]
+  python -m benchmarks.startup [--rounds 3] [--width 64 --depth 4]
 
-In new processes. "imports" is a process that only imports the same modules.
+Of the quickstart, or of a larger model on its data, in new processes: as it is,
+with the programs that an earlier run left in `config.compilation_cache`, and,
+to compare with, a process that only imports the same modules.
 """
 
 import argparse
+import os
+import pathlib
 import subprocess
 import sys
 import tempfile
 import time
 
 from benchmarks import timing
+
+_CONFIG = """
+from big_vision import config as bvcc
+from big_vision.configs import quickstart
+
+def get_config(arg=None):
+  arg = bvcc.parse_arg(arg, width=64, depth=4, cache=None)
+  config = quickstart.get_config()
+  config.model.update(width=arg.width, depth=arg.depth, mlp_dim=4 * arg.width)
+  config.compilation_cache = arg.cache
+  return config
+"""
 
 
 def _run(*command):
@@ -34,14 +50,29 @@ def main():
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--width", type=int, default=64)
+  parser.add_argument("--depth", type=int, default=4)
   args = parser.parse_args()
-  seconds = {"first step": [], "imports": []}
-  for _ in range(args.rounds):
-    with tempfile.TemporaryDirectory() as workdir:
-      seconds["first step"].append(_run(
-          "-m", "big_vision.train", "--config",
-          "big_vision/configs/quickstart.py", "--workdir", workdir))
-    seconds["imports"].append(_run("-c", "import big_vision.train, tensorflow"))
+  with tempfile.TemporaryDirectory() as folder:
+    config = pathlib.Path(folder, "config.py")
+    config.write_text(_CONFIG)
+
+    def first_step(**kw):
+      arg = ",".join(f"{k}={v}" for k, v in dict(
+          width=args.width, depth=args.depth, **kw).items())
+      with tempfile.TemporaryDirectory(dir=folder) as workdir:
+        return _run("-m", "big_vision.train", "--config", f"{config}:{arg}",
+                    "--workdir", workdir)
+
+    cache = os.path.join(folder, "cache")
+    first_step(cache=cache)
+    seconds = {"first step": [], "first step, compiled before": [],
+               "imports": []}
+    for _ in range(args.rounds):
+      seconds["first step"].append(first_step())
+      seconds["first step, compiled before"].append(first_step(cache=cache))
+      seconds["imports"].append(
+          _run("-c", "import big_vision.train, tensorflow"))
   timing.report(seconds)
 
 

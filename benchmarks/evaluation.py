@@ -1,0 +1,54 @@
+"""Images per second of evaluating, against those of training.
+
+  python -m benchmarks.evaluation [--rounds 5]
+
+The quickstart's model on its data: so many training steps as make an epoch,
+and the evaluator "classification" on the same images, read and prepared by the
+same pipelines as in a run.
+"""
+
+import argparse
+
+from benchmarks import timing
+from big_vision import build as build_lib
+from big_vision import config as config_lib
+from big_vision import sharding
+from big_vision import state as state_lib
+from big_vision.configs import quickstart
+
+
+def main():
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--rounds", type=int, default=5)
+  args = parser.parse_args()
+
+  config = quickstart.get_config()
+  with config.unlocked():
+    config.evals.test.data.split = "train"
+    del config.evals.samples
+  config = config_lib.resolve(config)
+  built = build_lib.build(config)
+  evaluator, = build_lib.make_evaluators(config, built)
+  steps = built.info.data_size // built.info.batch_size
+  with sharding.use(built.mesh, built.rules), built.data.start(
+      0, built.batch_sharding) as batches:
+    state = state_lib.make(built.task, built.info, built.rng_init, built.shapes,
+                           built.shardings)
+    update = state_lib.make_update(
+        built.task, built.rng_train, built.shardings, built.mesh)
+
+    def train():
+      nonlocal state
+      for _ in range(steps):
+        state, _, ok = update(state, {}, next(batches), ())
+      bool(ok)
+
+    timing.report(timing.alternate(
+        {"evaluate": lambda: list(evaluator.run({**state, "frozen": {}})),
+         "train": train}, args.rounds),
+                  built.info.data_size, "images/s")
+
+
+if __name__ == "__main__":
+  main()
