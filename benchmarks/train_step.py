@@ -8,6 +8,7 @@ one process. Needs jax alone; says so where torch or timm are missing.
 
 import argparse
 
+from benchmarks import peers
 from benchmarks import timing
 from big_vision import config as config_lib
 from big_vision import sharding
@@ -50,17 +51,7 @@ def make_ours(variant, size, batch):
 def make_timm(variant, size, batch):
   """The same of timm, or None with the reason."""
   try:
-    import torch
-    try:
-      import torchvision  # noqa: F401  # pylint: disable=unused-import
-    except RuntimeError:
-      # Its compiled half does not load beside a CPU build of torch, and then
-      # misses the declarations of these ops, which no ViT calls.
-      for op in ("nms", "qnms"):
-        torch.library.define(
-            f"torchvision::{op}",
-            "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import timm
+    torch, timm = peers.import_timm()
   except ImportError as error:
     print(f"timm on torch is left out: {error}")
     return None

@@ -7,9 +7,7 @@ COMMAND
   bash run.sh big_vision.train --config big_vision/configs/fashion_mnist.py --workdir workdirs/fashion_mnist
 
 EXPECTED (2 CPU cores)
-  86.2 % of the test set after the 10 epochs that are the default, one run, in
-  22 min on cores that other programs used too. The accuracy still rises then;
-  longer runs (`fashion_mnist.py:epochs=40`) have not been measured yet.
+  RESULT
 """
 
 from big_vision import config as bvcc
@@ -17,7 +15,7 @@ import ml_collections
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, epochs=10)
+  arg = bvcc.parse_arg(arg, epochs=20)
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.total_epochs = arg.epochs
@@ -27,21 +25,22 @@ def get_config(arg=None):
   pp_common = (
       "value_range(-1, 1)|onehot(10, key='label', key_result='labels')"
       "|keep('image', 'labels')")
+  # Not mirrored: here all shoes point to the left.
   config.input = dict(
-      data=dict(name="fashion_mnist", split="train"), batch_size=256,
-      pp="decode(channels=1)|pad_to_shape((32, 32, 1), where='both')"
-         f"|random_crop(28)|flip_lr|{pp_common}")
+      data=dict(name="fashion_mnist", split="train"), batch_size=128,
+      pp="decode(channels=1)|pad_to_shape((30, 30, 1), where='both')"
+         f"|random_crop(28)|{pp_common}")
 
   config.model_name = "vit"
   config.model = dict(
-      patch_size=(7, 7), width=96, depth=6, num_heads=3, mlp_dim=384,
-      pool_type="gap", posemb="sincos2d")
+      patch_size=(4, 4), width=64, depth=6, num_heads=4, mlp_dim=256,
+      pool_type="gap", posemb="learn")
 
   config.optax_name = "scale_by_adam"
   config.grad_clip_norm = 1.0
-  config.lr = 1e-3
+  config.lr = 2e-3
   config.wd = 1e-4
-  config.schedule = dict(decay_type="cosine", warmup_percent=0.1)
+  config.schedule = dict(decay_type="cosine", warmup_percent=0.05)
 
   config.log_training_steps = 50
   config.ckpt_epochs = 1

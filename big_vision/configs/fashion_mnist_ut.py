@@ -17,44 +17,15 @@ EXPECTED
 """
 
 from big_vision import config as bvcc
-import ml_collections
+from big_vision.configs import fashion_mnist
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, epochs=10, ponder=0.01)
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-  config.total_epochs = arg.epochs
-  config.num_classes = 10
-  config.loss = "softmax_xent"
+  arg = bvcc.parse_arg(arg, epochs=20, ponder=0.01)
+  config = fashion_mnist.get_config(f"epochs={arg.epochs}")
   config.aux_losses = dict(ponder_cost=arg.ponder)
-
-  pp_common = (
-      "value_range(-1, 1)|onehot(10, key='label', key_result='labels')"
-      "|keep('image', 'labels')")
-  config.input = dict(
-      data=dict(name="fashion_mnist", split="train"), batch_size=256,
-      pp="decode(channels=1)|pad_to_shape((32, 32, 1), where='both')"
-         f"|random_crop(28)|flip_lr|{pp_common}")
-
   config.model_name = "universal_transformer"
   config.model = dict(
-      patch_size=(7, 7), width=96, num_heads=3, mlp_dim=384, max_steps=8,
+      patch_size=(4, 4), width=64, num_heads=4, mlp_dim=256, max_steps=8,
       norm="pre", pool_type="gap", posemb="sincos2d")
-
-  config.optax_name = "scale_by_adam"
-  config.grad_clip_norm = 1.0
-  config.lr = 1e-3
-  config.wd = 1e-4
-  config.schedule = dict(decay_type="cosine", warmup_percent=0.1)
-
-  config.log_training_steps = 50
-  config.ckpt_epochs = 1
-
-  config.evals = dict()
-  config.evals.test = dict(
-      type="classification",
-      data=dict(name="fashion_mnist", split="test"),
-      pp_fn=f"decode(channels=1)|central_crop(28)|{pp_common}",
-      loss_name="softmax_xent", log_epochs=1)
   return config

@@ -1,6 +1,8 @@
 """What several families of models share; nothing here has parameters."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import inspect
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +30,81 @@ def check_choice(what: str, value: Any, options: Iterable[Any]):
     raise ValueError(
         f"Unknown {what} {value!r}{config_lib.nearest(value, options)}; use "
         f"one of {sorted(options)}.")
+
+
+def check_patches(
+    image, patch_size: int | Sequence[int], hint: str = "") -> tuple[int, int]:
+  """(height, width) of patches, in pixels, after a check that images fit.
+
+  Args:
+    image: of any shape.
+    patch_size: a side, or (height, width).
+    hint: a sentence that ends the error.
+
+  Raises:
+    ValueError: `image` is not [b, height, width, channels] with sizes that are
+      multiples of the patch, and not 0.
+  """
+  patch_size = (
+      (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size))
+  if image.ndim != 4 or any(
+      pixels % patch or not pixels
+      for pixels, patch in zip(image.shape[1:3], patch_size)):
+    raise ValueError(
+        "Images must be [b, height, width, channels] with height and width "
+        f"multiples of patch_size {patch_size}; they are "
+        f"{list(image.shape)}. {hint}".rstrip())
+  return patch_size
+
+
+def decode_variant(
+    variant: str | None, variants: Mapping[str, Sequence[int]],
+    names: Sequence[str], *, family: str, is_square: bool = False,
+) -> dict[str, Any]:
+  """The model arguments that a variant like "B/16" stands for.
+
+  Args:
+    variant: a key of `variants`, then / and the side of a patch; "B/14x10" has
+      patches 14 high and 10 wide, "B" leaves them open; None is {}.
+    variants: {name: sizes}.
+    names: of the arguments that these sizes are.
+    family: of the models, for the error.
+    is_square: whether patches are, so that there is no "B/14x10".
+
+  Raises:
+    ValueError: any other; lists the names.
+  """
+  if variant is None:
+    return {}
+  name, slash, patch = variant.partition("/")
+  sides = re.fullmatch(r"(\d+)" if is_square else r"(\d+)(?:x(\d+))?", patch)
+  if name not in variants or (slash and not sides):
+    raise ValueError(
+        f"Unknown {family} variant {variant!r}; use one of {list(variants)}, "
+        "then / and the side of a patch, like 'B/16'.")
+  args = dict(zip(names, variants[name], strict=True))
+  if slash:
+    # A single side is both the first group that matched and the last.
+    args["patch_size"] = (int(sides[1]), int(sides[sides.lastindex]))
+  return args
+
+
+def takes_fields_of(module: type[nn.Module]) -> Callable[[Any], Any]:
+  """Decorates a function that hands its `**kw` to `module`: says what they are.
+
+  In its signature the fields of `module` follow what it names itself, so that a
+  config's misspelt key is found.
+  """
+  def spell_out(fn):
+    own = {name: parameter
+           for name, parameter in inspect.signature(fn).parameters.items()
+           if parameter.kind != parameter.VAR_KEYWORD}
+    fn.__signature__ = inspect.Signature([*own.values(), *(
+        field.replace(kind=field.KEYWORD_ONLY)
+        for name, field in inspect.signature(module).parameters.items()
+        if name not in own)])
+    return fn
+  return spell_out
 
 
 def compute_dtype(dtype_mm: str):

@@ -8,8 +8,6 @@ k classes.
 """
 
 from collections.abc import Mapping, Sequence
-import inspect
-import re
 from typing import Any
 
 import flax.linen as nn
@@ -28,29 +26,14 @@ VARIANTS = {
 
 
 def decode_variant(variant: str | None) -> dict[str, Any]:
-  """The model arguments that a variant stands for.
-
-  Args:
-    variant: "B/16": a name in VARIANTS and the side of a patch; "B" leaves the
-      patch open; None is {}.
-
-  Raises:
-    ValueError: any other; lists the names.
+  """The arguments that "B/16" stands for; see `common.decode_variant`.
 
   Source: arXiv:2105.01601, Table 1.
   """
-  if variant is None:
-    return {}
-  name, slash, side = variant.partition("/")
-  if name not in VARIANTS or (slash and not re.fullmatch(r"\d+", side)):
-    raise ValueError(
-        f"Unknown Mixer variant {variant!r}; use one of {list(VARIANTS)}, then "
-        "/ and the side of a patch, like 'B/16'.")
-  args = dict(zip(
-      ("width", "depth", "tokens_mlp_dim", "channels_mlp_dim"), VARIANTS[name]))
-  if slash:
-    args["patch_size"] = (int(side), int(side))
-  return args
+  return common.decode_variant(
+      variant, VARIANTS,
+      ("width", "depth", "tokens_mlp_dim", "channels_mlp_dim"), family="Mixer",
+      is_square=True)
 
 
 class Mlp(nn.Module):
@@ -167,16 +150,7 @@ class Mixer(nn.Module):
     common.check_choice(
         "stoch_depth_mode", self.stoch_depth_mode, common.STOCH_DEPTH_MODES)
     dtype = common.compute_dtype(self.dtype_mm)
-    patch_size = (
-        (self.patch_size,) * 2 if isinstance(self.patch_size, int)
-        else tuple(self.patch_size))
-    if image.ndim != 4 or any(
-        pixels % patch or not pixels
-        for pixels, patch in zip(image.shape[1:3], patch_size)):
-      raise ValueError(
-          "Images must be [b, height, width, channels] with height and width "
-          f"multiples of patch_size {patch_size}; they are "
-          f"{list(image.shape)}.")
+    patch_size = common.check_patches(image, self.patch_size)
     self._check_grid(image.shape, patch_size)
     out = {"encoder": {}}
 
@@ -225,18 +199,11 @@ class Mixer(nn.Module):
           "a model for theirs.")
 
 
+@common.takes_fields_of(Mixer)
 def Model(num_classes: int | None = None, *, variant: str | None = None,
           **kw) -> Mixer:  # pylint: disable=invalid-name
   """A Mixer; `variant` ("B/16") gives the sizes that `kw` does not."""
   return Mixer(num_classes, **{**decode_variant(variant), **kw})
-
-
-# What `Model` takes, spelt out, so that a config's misspelt key is found.
-_fields = dict(inspect.signature(Mixer).parameters)
-_variant = inspect.signature(Model).parameters["variant"]
-Model.__signature__ = inspect.Signature([
-    _fields.pop("num_classes"), _variant,
-    *(field.replace(kind=field.KEYWORD_ONLY) for field in _fields.values())])
 
 
 # Where the published weights are; buckets come and go, so `load` also takes the

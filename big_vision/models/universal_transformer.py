@@ -399,16 +399,8 @@ class UniversalTransformer(nn.Module):
       return nn.Embed(
           self.vocab_size, self.width, dtype=dtype, name="embedding",
           embedding_init=nn.initializers.normal(stddev=1.0))(image)
-    patch_size = (
-        (self.patch_size,) * 2 if isinstance(self.patch_size, int)
-        else tuple(self.patch_size))
-    if image.ndim != 4 or any(
-        pixels % patch or not pixels
-        for pixels, patch in zip(image.shape[1:3], patch_size)):
-      raise ValueError(
-          "Images must be [b, height, width, channels] with height and width "
-          f"multiples of patch_size {patch_size}; they are "
-          f"{list(image.shape)}. For text, set vocab_size.")
+    patch_size = common.check_patches(
+        image, self.patch_size, "For text, set vocab_size.")
     return nn.Conv(
         self.width, patch_size, strides=patch_size, padding="VALID",
         dtype=dtype, name="embedding")(image)

@@ -11,7 +11,6 @@ k classes.
 
 from collections.abc import Mapping, Sequence
 import functools
-import inspect
 import math
 import re
 from typing import Any
@@ -49,28 +48,10 @@ VARIANTS = {
 
 
 def decode_variant(variant: str | None) -> dict[str, Any]:
-  """The model arguments that a variant stands for.
-
-  Args:
-    variant: "B/16": a name in VARIANTS and the side of a patch; "B/14x10" has
-      patches 14 high and 10 wide, "B" leaves them open; None is {}.
-
-  Raises:
-    ValueError: any other; lists the names.
-  """
-  if variant is None:
-    return {}
-  name, slash, patch = variant.partition("/")
-  sides = re.fullmatch(r"(\d+)(?:x(\d+))?", patch)
-  if name not in VARIANTS or (slash and not sides):
-    raise ValueError(
-        f"Unknown ViT variant {variant!r}; use one of {list(VARIANTS)}, then "
-        "/ and the side of a patch, like 'B/16'.")
-  width, depth, mlp_dim, num_heads = VARIANTS[name]
-  args = dict(width=width, depth=depth, mlp_dim=mlp_dim, num_heads=num_heads)
-  if slash:
-    args["patch_size"] = (int(sides[1]), int(sides[2] or sides[1]))
-  return args
+  """The arguments that "B/16" stands for; see `common.decode_variant`."""
+  return common.decode_variant(
+      variant, VARIANTS, ("width", "depth", "mlp_dim", "num_heads"),
+      family="ViT")
 
 
 def posemb_sincos2d(h: int, w: int, width: int, temperature: float = 10_000.):
@@ -311,16 +292,7 @@ class ViT(nn.Module):
     common.check_choice("posemb", self.posemb, POSEMBS)
     common.check_choice("pool_type", self.pool_type, POOL_TYPES)
     dtype = common.compute_dtype(self.dtype_mm)
-    patch_size = (
-        (self.patch_size,) * 2 if isinstance(self.patch_size, int)
-        else tuple(self.patch_size))
-    if image.ndim != 4 or any(
-        pixels % patch or not pixels
-        for pixels, patch in zip(image.shape[1:3], patch_size)):
-      raise ValueError(
-          "Images must be [b, height, width, channels] with height and width "
-          f"multiples of patch_size {patch_size}; they are "
-          f"{list(image.shape)}.")
+    patch_size = common.check_patches(image, self.patch_size)
     mlp_dim = self.mlp_dim or 4 * self.width
     out = {}
 
@@ -378,18 +350,11 @@ class ViT(nn.Module):
     return x, out
 
 
+@common.takes_fields_of(ViT)
 def Model(num_classes: int | None = None, *, variant: str | None = None,
           **kw) -> ViT:  # pylint: disable=invalid-name
   """A ViT; `variant` ("B/16") gives the sizes that `kw` does not."""
   return ViT(num_classes, **{**decode_variant(variant), **kw})
-
-
-# What `Model` takes, spelt out, so that a config's misspelt key is found.
-_fields = dict(inspect.signature(ViT).parameters)
-_variant = inspect.signature(Model).parameters["variant"]
-Model.__signature__ = inspect.Signature([
-    _fields.pop("num_classes"), _variant,
-    *(field.replace(kind=field.KEYWORD_ONLY) for field in _fields.values())])
 
 
 def resample_posemb(

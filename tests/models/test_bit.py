@@ -3,6 +3,7 @@
 import functools
 import math
 
+from benchmarks import peers
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import tree
@@ -14,6 +15,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.models import drawn
+
 FORMS = {"bit": bit, "bit_paper": bit_paper}
 # Everything that has a stride meets an even size at least once: there, "SAME"
 # pads more after than before.
@@ -23,36 +26,7 @@ IMAGE_SHAPE = (B, 16, 12, 3)
 
 
 def _image():
-  return np.random.default_rng(0).uniform(-1, 1, IMAGE_SHAPE).astype(np.float32)
-
-
-@functools.cache
-def _shapes(model, shape=IMAGE_SHAPE):
-  spec = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), spec)["params"]
-
-
-def _params(model, scale=0.4):
-  """Parameters none of which is zero or one, by name and not by order."""
-  def draw(name, leaf):
-    rng = np.random.default_rng(sum(map(ord, name)))
-    around = 1.0 if name.endswith("scale") else 0.0
-    return (around + scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
-  return tree.map_with_names(draw, _shapes(model))
-
-
-# These programs run once: compiling them is what takes time.
-_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@functools.cache
-def _compiled(model):
-  return _jit(model.apply)
-
-
-def _apply(model, params, image):
-  return _compiled(model)({"params": params}, image)
+  return drawn.image(IMAGE_SHAPE)
 
 
 # --- The definition -----------------------------------------------------------
@@ -153,8 +127,8 @@ def _numpy_bit_paper(p, image, groups=1, pool_padding="lowest"):
     ("bit_paper", dict(groups=2, pool_padding="zero"))], ids=str)
 def test_logits_are_those_of_the_definition(form, kw):
   model = FORMS[form].Model(K, **TINY, **kw)
-  params, image = _params(model), _image()
-  logits, _ = _apply(model, params, image)
+  params, image = drawn.params(model), _image()
+  logits, _ = drawn.apply(model, params, image)
   assert logits.dtype == jnp.float32 and np.abs(logits).max() > 0.5
   _check_definition(form, logits, params, image, **kw)
 
@@ -173,21 +147,22 @@ def _check_definition(form, logits, params, image, group_width=None, **kw):
 def test_epsilons_are_those_of_the_definition(form):
   """Seen only where weights and pixels hardly vary."""
   model = FORMS[form].Model(K, **TINY)
-  params, image = _params(model), _image()
-  logits, _ = _apply(model, params, image)
+  params, image = drawn.params(model), _image()
+  logits, _ = drawn.apply(model, params, image)
   params = tree.map_with_names(
       lambda name, leaf: leaf * np.float32(1e-5 if "conv" in name else 1),
       params)
   image *= 1e-3
-  small, _ = _apply(model, params, image)
+  small, _ = drawn.apply(model, params, image)
   assert np.abs(small - logits).max() > 0.1
   _check_definition(form, small, params, image)
 
 
 def test_padding_of_the_pool_matters_at_the_borders():
-  root = _params(bit_paper.Model(K, **TINY))["root_block"]
+  root = drawn.params(bit_paper.Model(K, **TINY))["root_block"]
   stems = [
-      _jit(bit_paper.RootBlock(32, padding).apply)({"params": root}, _image())
+      drawn.jit(bit_paper.RootBlock(32, padding).apply)(
+          {"params": root}, _image())
       for padding in ("lowest", "zero")]
   difference = np.abs(stems[0] - stems[1])
   assert difference.max() > 0.01 and not difference[:, 1:-1, 1:-1].any()
@@ -203,13 +178,13 @@ def test_standardized_weights(standardize, divisor):
   # Whatever scale and offset each output has, away from epsilon.
   scale, offset = np.arange(1, 7), np.arange(6)
   np.testing.assert_allclose(
-      _jit(standardize)(scale * kernel + offset), kernel,
+      drawn.jit(standardize)(scale * kernel + offset), kernel,
       rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(
-      _jit(standardize)(1e-5 * kernel), kernel * (1e-5 / divisor),
+      drawn.jit(standardize)(1e-5 * kernel), kernel * (1e-5 / divisor),
       rtol=1e-3, atol=1e-5)
   # Kernels without any variance have gradients too.
-  grad = _jit(jax.grad(lambda w: jnp.sum(standardize(w) ** 2)))
+  grad = drawn.jit(jax.grad(lambda w: jnp.sum(standardize(w) ** 2)))
   np.testing.assert_array_equal(grad(jnp.ones((1, 1, 1, 2))), 0)
 
 
@@ -217,7 +192,7 @@ def test_standardized_weights(standardize, divisor):
 def test_group_norm_epsilon_and_large_means(epsilon):
   """Values that hardly vary; a mean that E[x^2] - E[x]^2 does not survive."""
   x = np.random.default_rng(0).normal(size=(2, 5, 4, 64))
-  norm = _jit(bit.GroupNorm(epsilon=epsilon).apply)
+  norm = drawn.jit(bit.GroupNorm(epsilon=epsilon).apply)
   params = {"scale": np.ones(64), "bias": np.zeros(64)}
   for x in (1e-3 * x, x + 1000):
     x = x.astype(np.float32)
@@ -233,7 +208,7 @@ def test_group_norm_epsilon_and_large_means(epsilon):
 
 def _count(form, num_classes=1000, **kw):
   model = FORMS[form].Model(num_classes, **kw)
-  return tree.num_elements(_shapes(model, (1, 32, 32, 3)))
+  return tree.num_elements(drawn.shapes(model, drawn.image((1, 32, 32, 3))))
 
 
 # Measured of timm, whose BatchNorm has as many parameters as GroupNorm.
@@ -277,7 +252,7 @@ def test_parameter_names_and_shapes():
       norms[f"{unit}/gn_proj"] = 4 * mid
   wanted.update({f"{norm}/{leaf}": (size,) for norm, size in norms.items()
                  for leaf in ("scale", "bias")})
-  shapes = dict(tree.flatten_with_names(_shapes(bit.Model(K, **TINY))))
+  shapes = dict(tree.flatten_with_names(drawn.shapes(bit.Model(K, **TINY))))
   assert {name: leaf.shape for name, leaf in shapes.items()} == wanted
   assert {str(leaf.dtype) for leaf in shapes.values()} == {"float32"}
 
@@ -298,13 +273,14 @@ def test_parameter_names_and_shapes_of_the_paper():
       wanted[f"{unit}/conv_proj/kernel"] = (1, 1, inputs, 4 * mid)
   wanted.update({f"{norm}/{leaf}": (1, 1, 1, size)
                  for norm, size in norms.items() for leaf in ("scale", "bias")})
-  shapes = dict(tree.flatten_with_names(_shapes(bit_paper.Model(K, **TINY))))
+  shapes = dict(tree.flatten_with_names(
+      drawn.shapes(bit_paper.Model(K, **TINY))))
   assert {name: leaf.shape for name, leaf in shapes.items()} == wanted
   assert {str(leaf.dtype) for leaf in shapes.values()} == {"float32"}
 
 
 def test_grouped_convolutions_have_fewer_weights():
-  shapes = _shapes(bit.Model(K, **TINY, groups=4, group_width=16))
+  shapes = drawn.shapes(bit.Model(K, **TINY, groups=4, group_width=16))
   unit = shapes["block2"]["unit1"]
   assert unit["conv2"]["kernel"].shape == (3, 3, 32, 128)
   assert unit["conv3"]["kernel"].shape == (1, 1, 128, 256)
@@ -313,8 +289,8 @@ def test_grouped_convolutions_have_fewer_weights():
 def test_initial_values():
   """Units start as their residuals, the head at zero."""
   model = bit.Model(K, **TINY)
-  params = _jit(model.init)(jax.random.key(0), _image())["params"]
-  logits, out = _apply(model, params, _image())
+  params = drawn.jit(model.init)(jax.random.key(0), _image())["params"]
+  logits, out = drawn.apply(model, params, _image())
   assert not logits.any()
   units = out["stage2"]
   np.testing.assert_array_equal(units["unit2"], units["unit1"])
@@ -330,7 +306,7 @@ def test_head_zeroinit(form):
     model = FORMS[form].Model(
         K, depth=(1,), width=0.5, head_zeroinit=head_zeroinit)
     # Of the program, only what the head needs is compiled.
-    head = _jit(lambda model=model: model.init(
+    head = drawn.jit(lambda model=model: model.init(
         jax.random.key(0), _image()[:, :4, :4])["params"]["head"])()
     assert head["kernel"].any() != head_zeroinit and not head["bias"].any()
 
@@ -345,7 +321,7 @@ def test_depths():
   model = bit.Model(K, depth=[1, 2], width=0.5)
   shapes = jax.eval_shape(
       lambda image: model.init(jax.random.key(0), image)["params"], _image())
-  assert shapes == _shapes(bit.Model(K, **TINY))
+  assert shapes == drawn.shapes(bit.Model(K, **TINY))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -365,12 +341,12 @@ def test_depths():
 ])
 def test_what_cannot_be_is_refused(form, kw, shape, message):
   with pytest.raises(ValueError, match=message):
-    _shapes(FORMS[form].Model(K, **{**TINY, **kw}), shape)
+    drawn.shapes(FORMS[form].Model(K, **{**TINY, **kw}), drawn.image(shape))
 
 
 def test_unknown_padding_is_refused():
   with pytest.raises(ValueError, match="pool_padding 'zeros'.*'lowest', 'ze"):
-    _shapes(bit_paper.Model(K, **TINY, pool_padding="zeros"))
+    drawn.shapes(bit_paper.Model(K, **TINY, pool_padding="zeros"))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -390,8 +366,8 @@ def test_out_names_and_shapes(form, shape):
   """Any size of images and any number of channels."""
   model = FORMS[form].Model(K, **TINY)
   logits, out = jax.eval_shape(
-      lambda p, x: model.apply({"params": p}, x), _shapes(model, shape),
-      jax.ShapeDtypeStruct(shape, jnp.float32))
+      lambda p, x: model.apply({"params": p}, x),
+      drawn.shapes(model, drawn.image(shape)), drawn.image(shape))
   b, *size = shape[:3]
   h4, w4 = (math.ceil(side / 4) for side in size)
   h8, w8 = (math.ceil(side / 8) for side in size)
@@ -412,7 +388,7 @@ def test_out_names_and_shapes(form, shape):
 @pytest.mark.parametrize("form", FORMS)
 def test_intermediate_values(form):
   model = FORMS[form].Model(K, **TINY)
-  logits, out = _apply(model, _params(model), _image())
+  logits, out = drawn.apply(model, drawn.params(model), _image())
   np.testing.assert_array_equal(out["logits"], logits)
   np.testing.assert_allclose(
       out["pre_logits_2d"].mean(axis=(1, 2)), out["pre_logits"],
@@ -427,8 +403,8 @@ def test_intermediate_values(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_without_classes_the_features_come_out(form):
   model = FORMS[form].Model(None, depth=(1,), width=0.5)
-  params = _params(model)
-  features, out = _apply(model, params, _image())
+  params = drawn.params(model)
+  features, out = drawn.apply(model, params, _image())
   assert "head" not in params and not {"logits", "logits_2d"} & set(out)
   np.testing.assert_array_equal(features, out["pre_logits"])
 
@@ -437,10 +413,10 @@ def test_without_classes_the_features_come_out(form):
 def test_examples_of_a_batch_do_not_meet(form):
   """Where BatchNorm would let them."""
   model = FORMS[form].Model(K, **TINY)
-  params, image = _params(model), _image()
-  logits, _ = _apply(model, params, image)
+  params, image = drawn.params(model), _image()
+  logits, _ = drawn.apply(model, params, image)
   image[1] = np.nan
-  with_nan, _ = _apply(model, params, image)
+  with_nan, _ = drawn.apply(model, params, image)
   assert np.isnan(with_nan[1]).all()
   np.testing.assert_array_equal(logits[0], with_nan[0])
 
@@ -449,31 +425,31 @@ def test_examples_of_a_batch_do_not_meet(form):
 def test_bfloat16_computes_and_float32_stays(form):
   kw = dict(depth=(1,), width=0.5)
   model = FORMS[form].Model(K, **kw, dtype_mm="bfloat16")
-  params, image = _params(model, scale=0.2), _image()[:, :8, :12]
-  assert {str(x.dtype) for x in jax.tree.leaves(_shapes(model))} == {"float32"}
-  logits, out = _apply(model, params, image)
+  params, image = drawn.params(model, scale=0.2), _image()[:, :8, :12]
+  assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"}
+  logits, out = drawn.apply(model, params, image)
   for name, leaf in tree.flatten_with_names(out):
     is_early = name.startswith(("stem", "stage"))
     assert leaf.dtype == (jnp.bfloat16 if is_early else jnp.float32), name
-  full, _ = _apply(FORMS[form].Model(K, **kw), params, image)
+  full, _ = drawn.apply(FORMS[form].Model(K, **kw), params, image)
   np.testing.assert_allclose(logits, full, atol=0.05 * np.abs(full).max())
   assert np.abs(logits - full).max() > 0
   def loss(params):
     return jnp.sum(model.apply({"params": params}, image, train=True)[0] ** 2)
-  for name, grad in tree.flatten_with_names(_jit(jax.grad(loss))(params)):
+  for name, grad in tree.flatten_with_names(drawn.jit(jax.grad(loss))(params)):
     assert grad.dtype == jnp.float32 and np.isfinite(grad).all(), name
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_sharded_activations_change_nothing(form):
   model = FORMS[form].Model(None, depth=(1,), width=0.5)
-  params, image = _params(model), np.concatenate([_image()] * 4)
-  wanted, _ = _apply(model, params, image[:2])
+  params, image = drawn.params(model), np.concatenate([_image()] * 4)
+  wanted, _ = drawn.apply(model, params, image[:2])
   mesh = sharding.make_mesh([("data", 8)])
   with sharding.use(mesh, [("act_batch", "data")]):
     jaxpr = jax.make_jaxpr(
         lambda p: model.apply({"params": p}, image))(params)
-    logits, _ = _jit(model.apply)({"params": params}, image)
+    logits, _ = drawn.jit(model.apply)({"params": params}, image)
   assert sum(eqn.primitive.name == "sharding_constraint"
              for eqn in jaxpr.eqns) == 2  # The stem and a unit.
   np.testing.assert_allclose(
@@ -503,22 +479,22 @@ def _check_equal(got, wanted):
     ("opt/target/", np.float32)])
 def test_loading_round_trip(tmp_path, form, prefix, dtype):
   model = FORMS[form].Model(K, **TINY)
-  params = _params(model)
+  params = drawn.params(model)
   path = _save(tmp_path, {
       prefix + name: leaf.astype(dtype)
       for name, leaf in tree.flatten_with_names(params)})
   _check_equal(
-      FORMS[form].load(_shapes(model), path, TINY),
+      FORMS[form].load(drawn.shapes(model), path, TINY),
       jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), params))
 
 
 def test_group_norm_of_older_files_is_squeezed_before_it_is_compared(tmp_path):
   model = bit.Model(K, **TINY)
-  params = _params(model)
+  params = drawn.params(model)
   path = _save(tmp_path, {
       name: leaf.reshape(1, 1, 1, -1) if "gn" in name else leaf
       for name, leaf in tree.flatten_with_names(params)})
-  _check_equal(bit.load(_shapes(model), path, TINY), params)
+  _check_equal(bit.load(drawn.shapes(model), path, TINY), params)
 
 
 def _tensorflow_names(params, numbered=False):
@@ -552,22 +528,22 @@ def _tensorflow_names(params, numbered=False):
 @pytest.mark.parametrize("numbered", [False, True])
 def test_files_of_the_paper(tmp_path, numbered):
   model = bit_paper.Model(K, **TINY)
-  params = _params(model)
+  params = drawn.params(model)
   named = _tensorflow_names(params, numbered)
   assert "resnet/block2/unit02/c/group_norm/gamma" in named
   assert ("resnet/root_block/standardized_conv2d/kernel" in named) != numbered
   _check_equal(bit_paper.load(
-      _shapes(model), _save(tmp_path, named), TINY), params)
+      drawn.shapes(model), _save(tmp_path, named), TINY), params)
   named["resnet/block1/unit01/d/group_norm/gamma"] = np.ones(32, np.float32)
   with pytest.raises(ValueError, match="'block1/unit01/d/group_norm/gamma' is"):
-    bit_paper.load(_shapes(model), _save(tmp_path, named), TINY)
+    bit_paper.load(drawn.shapes(model), _save(tmp_path, named), TINY)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_loading_for_other_classes(tmp_path, form):
-  params = _params(FORMS[form].Model(7, **TINY))
+  params = drawn.params(FORMS[form].Model(7, **TINY))
   path = _save(tmp_path, dict(tree.flatten_with_names(params)))
-  shapes = _shapes(FORMS[form].Model(K, **TINY))
+  shapes = drawn.shapes(FORMS[form].Model(K, **TINY))
   with pytest.raises(ValueError, match=r"head/kernel is float32\[256, 7\]"):
     FORMS[form].load(shapes, path, TINY)
   loaded = FORMS[form].load(shapes, path, TINY, dont_load=["head/.*"])
@@ -606,27 +582,8 @@ def test_published_names(monkeypatch):
 # --- timm's -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", name="peer")
-def _peer():
-  """(torch, timm)."""
-  import torch
-  try:
-    import torchvision  # noqa: F401  # pylint: disable=unused-import
-  except RuntimeError:
-    # Its compiled half does not load beside a CPU build of torch, and then it
-    # misses the declarations of these ops, which no ResNet calls.
-    for op in ("nms", "qnms"):
-      torch.library.define(
-          f"torchvision::{op}",
-          "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-  import timm
-  import timm.layers
-  import timm.models.resnetv2
-  return torch, timm
-
-
-def _logits_of_timm(peer, model):
-  torch, _ = peer
+def _logits_of_timm(model):
+  torch, _ = peers.import_timm()
   with torch.no_grad():
     return model.eval()(torch.from_numpy(
         _image().transpose(0, 3, 1, 2).copy())).numpy()
@@ -640,28 +597,28 @@ SIZES_OF_TIMM = dict(layers=[1, 2], channels=(128, 256), stem_chs=32,
 @pytest.mark.parametrize("pool_padding,stem_type", [
     ("zero", "fixed"), ("lowest", "")])
 def test_logits_of_the_paper_are_those_of_timm(
-    peer, tmp_path, pool_padding, stem_type):
+    tmp_path, pool_padding, stem_type):
   """timm reads the files of the paper by itself."""
-  _, timm = peer
+  _, timm = peers.import_timm()
   model = bit_paper.Model(K, **TINY, pool_padding=pool_padding)
-  params = _params(model)
+  params = drawn.params(model)
   path = _save(tmp_path, _tensorflow_names(params))
-  logits, _ = _apply(
-      model, bit_paper.load(_shapes(model), path, TINY), _image())
+  logits, _ = drawn.apply(
+      model, bit_paper.load(drawn.shapes(model), path, TINY), _image())
   theirs = timm.models.resnetv2.ResNetV2(
       **SIZES_OF_TIMM, stem_type=stem_type,
       conv_layer=functools.partial(timm.layers.StdConv2d, eps=1e-10))
   theirs.load_pretrained(path)
   assert np.abs(logits).max() > 0.5
   np.testing.assert_allclose(
-      logits, _logits_of_timm(peer, theirs), rtol=1e-3, atol=1e-3)
+      logits, _logits_of_timm(theirs), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.peer
-def test_logits_of_the_plain_form_are_those_of_timm(peer):
-  torch, timm = peer
+def test_logits_of_the_plain_form_are_those_of_timm():
+  torch, timm = peers.import_timm()
   model = bit.Model(K, **TINY)
-  params = _params(model)
+  params = drawn.params(model)
   theirs = timm.models.resnetv2.ResNetV2(
       **SIZES_OF_TIMM, stem_type="same", preact=False,
       conv_layer=functools.partial(timm.layers.StdConv2dSame, eps=1e-10),
@@ -685,10 +642,10 @@ def test_logits_of_the_plain_form_are_those_of_timm(peer):
       leaf = leaf.transpose(3, 2, 0, 1)
     state[name.replace("/", ".")] = torch.from_numpy(leaf.copy())
   theirs.load_state_dict(state)
-  logits, _ = _apply(model, params, _image())
+  logits, _ = drawn.apply(model, params, _image())
   # timm adds its epsilon to the variance: hardly a difference at this scale.
   np.testing.assert_allclose(
-      logits, _logits_of_timm(peer, theirs), rtol=1e-3, atol=1e-3)
+      logits, _logits_of_timm(theirs), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.peer
@@ -698,8 +655,8 @@ def test_logits_of_the_plain_form_are_those_of_timm(peer):
     ("wide_resnet50_2", "bit", dict(group_width=128)),
     ("resnetv2_50x1_bit", "bit_paper", dict(depth=50)),
     ("resnetv2_152x4_bit", "bit_paper", dict(depth=152, width=4))])
-def test_parameter_counts_are_those_of_timm(peer, name, form, kw):
-  torch, timm = peer
+def test_parameter_counts_are_those_of_timm(name, form, kw):
+  torch, timm = peers.import_timm()
   with torch.device("meta"):
     model = timm.create_model(name, pretrained=False, num_classes=1000)
   assert sum(p.numel() for p in model.parameters()) == _count(form, **kw)

@@ -1,8 +1,8 @@
 """The Mixer against its definition in NumPy, float64, and against timm's."""
 
-import functools
 import math
 
+from benchmarks import peers
 from big_vision import config as config_lib
 from big_vision import losses
 from big_vision import sharding
@@ -16,45 +16,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-# Nothing is square here, so that transposed axes do not go unnoticed.
+from tests.models import drawn
+
+# For images of drawn.IMAGE_SHAPE.
 TINY = dict(patch_size=(4, 2), width=8, depth=2, tokens_mlp_dim=5,
             channels_mlp_dim=12)
 B, H, W, D, K = 3, 2, 3, 8, 5
 N = H * W
-IMAGE_SHAPE = (B, 4 * H, 2 * W, 3)
-
-
-def _image():
-  return np.random.default_rng(0).uniform(-1, 1, IMAGE_SHAPE).astype(np.float32)
-
-
-@functools.cache
-def _shapes(model, shape=IMAGE_SHAPE):
-  spec = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), spec)["params"]
-
-
-def _params(model, scale=0.4):
-  """Parameters none of which is zero or one, by name and not by order."""
-  def draw(name, leaf):
-    rng = np.random.default_rng(sum(map(ord, name)))
-    around = 1.0 if name.endswith("scale") else 0.0
-    return (around + scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
-  return tree.map_with_names(draw, _shapes(model))
-
-
-# These programs run once: compiling them is what takes time.
-_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@functools.cache
-def _compiled(model):
-  return _jit(model.apply)
-
-
-def _apply(model, params, image):
-  return _compiled(model)({"params": params}, image)
 
 
 # --- The definition -----------------------------------------------------------
@@ -95,8 +63,8 @@ def _numpy_mixer(params, image):
 def test_logits_are_those_of_the_definition():
   """X4, X7: LayerNorm over channels, then transpose; norm, mean, head."""
   model = mlp_mixer.Model(K, **TINY)
-  params, image = _params(model), _image()
-  logits, _ = _apply(model, params, image)
+  params, image = drawn.params(model), drawn.image()
+  logits, _ = drawn.apply(model, params, image)
   assert logits.dtype == jnp.float32 and np.abs(logits).max() > 0.5
   for i in range(B):
     np.testing.assert_allclose(
@@ -107,12 +75,12 @@ def test_logits_are_those_of_the_definition():
 def test_layer_norm_epsilon_is_1e6():
   """V4: seen only where tokens hardly vary."""
   model = mlp_mixer.Model(K, **TINY)
-  params, image = _params(model), _image()
+  params, image = drawn.params(model), drawn.image()
   params["stem"] = jax.tree.map(
       lambda leaf: leaf * np.float32(1e-3), params["stem"])
   for block in ("MixerBlock_0", "MixerBlock_1"):
     params[block] = jax.tree.map(np.zeros_like, params[block])
-  logits, _ = _apply(model, params, image)
+  logits, _ = drawn.apply(model, params, image)
   np.testing.assert_allclose(
       logits[0], _numpy_mixer(params, image[0].astype(np.float64)),
       rtol=1e-4, atol=1e-4)
@@ -131,8 +99,8 @@ def test_gelu_is_the_approximation_by_tanh():
 def test_order_of_channels_is_arbitrary_and_of_tokens_is_not():
   """X4."""
   model = mlp_mixer.Model(K, **TINY)
-  params, image = _params(model), _image()
-  logits, _ = _apply(model, params, image)
+  params, image = drawn.params(model), drawn.image()
+  logits, _ = drawn.apply(model, params, image)
   order = np.random.default_rng(1).permutation(D)
   def permute(name, leaf):
     if name.startswith("stem") or "LayerNorm" in name or "layer_norm" in name:
@@ -142,10 +110,10 @@ def test_order_of_channels_is_arbitrary_and_of_tokens_is_not():
     if "channel_mixing/Dense_1" in name:
       return leaf[..., order]
     return leaf
-  same, _ = _apply(model, tree.map_with_names(permute, params), image)
+  same, _ = drawn.apply(model, tree.map_with_names(permute, params), image)
   np.testing.assert_allclose(same, logits, rtol=1e-4, atol=1e-4)
   upside_down = np.concatenate([image[:, 4:], image[:, :4]], axis=1)
-  other, _ = _apply(model, params, upside_down)
+  other, _ = drawn.apply(model, params, upside_down)
   assert np.abs(other - logits).max() > 0.05
 
 
@@ -154,7 +122,7 @@ def test_order_of_channels_is_arbitrary_and_of_tokens_is_not():
 
 def _count(num_classes, **kw):
   model = mlp_mixer.Model(num_classes, **kw)
-  return tree.num_elements(_shapes(model, (1, 224, 224, 3)))
+  return tree.num_elements(drawn.shapes(model, drawn.image((1, 224, 224, 3))))
 
 
 @pytest.mark.parametrize("variant,count", [
@@ -191,7 +159,7 @@ def test_parameter_names_and_shapes():
       wanted[f"MixerBlock_{i}/{name}"] = shape
   for policy in ("none", "nothing_saveable"):
     shapes = dict(tree.flatten_with_names(
-        _shapes(mlp_mixer.Model(K, **TINY, remat_policy=policy))))
+        drawn.shapes(mlp_mixer.Model(K, **TINY, remat_policy=policy))))
     assert {name: leaf.shape for name, leaf in shapes.items()} == wanted
     assert {str(leaf.dtype) for leaf in shapes.values()} == {"float32"}
 
@@ -199,7 +167,7 @@ def test_parameter_names_and_shapes():
 def test_initial_values():
   model = mlp_mixer.Model(K, patch_size=8, width=64, depth=1, tokens_mlp_dim=96,
                       channels_mlp_dim=128)
-  params = _jit(model.init)(
+  params = drawn.jit(model.init)(
       jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
   block = params["MixerBlock_0"]
   for mixing, hidden in (("token_mixing", 96), ("channel_mixing", 128)):
@@ -215,8 +183,8 @@ def test_initial_values():
 def test_training_starts_at_the_loss_of_knowing_nothing():
   """X7: the head starts at zero."""
   model = mlp_mixer.Model(K, **TINY)
-  params = _jit(model.init)(jax.random.key(0), _image())["params"]
-  logits, _ = _apply(model, params, _image())
+  params = drawn.jit(model.init)(jax.random.key(0), drawn.image())["params"]
+  logits, _ = drawn.apply(model, params, drawn.image())
   loss = losses.softmax_xent(logits=logits, labels=jnp.eye(K)[:B])
   np.testing.assert_allclose(loss, math.log(K), rtol=1e-6)
 
@@ -245,9 +213,9 @@ def test_misspelt_argument_of_a_config_is_found():
 
 def test_out_names_and_shapes():
   model = mlp_mixer.Model(K, **TINY)
-  spec = jax.ShapeDtypeStruct(IMAGE_SHAPE, jnp.float32)
+  spec = jax.ShapeDtypeStruct(drawn.IMAGE_SHAPE, jnp.float32)
   logits, out = jax.eval_shape(
-      lambda p, x: model.apply({"params": p}, x), _shapes(model), spec)
+      lambda p, x: model.apply({"params": p}, x), drawn.shapes(model), spec)
   assert {name: leaf.shape for name, leaf in tree.flatten_with_names(out)} == {
       "stem": (B, H, W, D),
       **{f"encoder/block{i:02d}/{plus}{name}": (B, N, D) for i in range(2)
@@ -260,7 +228,7 @@ def test_out_names_and_shapes():
 
 def test_intermediate_values():
   model = mlp_mixer.Model(K, **TINY)
-  logits, out = _apply(model, _params(model), _image())
+  logits, out = drawn.apply(model, drawn.params(model), drawn.image())
   blocks = out["encoder"]
   before = out["stem"].reshape(B, N, D)
   for i in range(2):
@@ -279,18 +247,18 @@ def test_intermediate_values():
 
 def test_without_classes_the_features_come_out():
   model = mlp_mixer.Model(None, **TINY)
-  params = _params(model)
-  features, out = _apply(model, params, _image())
+  params = drawn.params(model)
+  features, out = drawn.apply(model, params, drawn.image())
   assert "head" not in params and not {"logits", "logits_2d"} & set(out)
   np.testing.assert_array_equal(features, out["pre_logits"])
 
 
 def test_examples_of_a_batch_do_not_meet():
   model = mlp_mixer.Model(K, **TINY)
-  params, image = _params(model), _image()
-  logits, _ = _apply(model, params, image)
+  params, image = drawn.params(model), drawn.image()
+  logits, _ = drawn.apply(model, params, image)
   image[1] = np.nan
-  with_nan, _ = _apply(model, params, image)
+  with_nan, _ = drawn.apply(model, params, image)
   assert np.isnan(with_nan[1]).all()
   np.testing.assert_array_equal(logits[::2], with_nan[::2])
 
@@ -308,7 +276,7 @@ def test_examples_of_a_batch_do_not_meet():
 ])
 def test_what_cannot_be_is_refused(kw, shape, message):
   with pytest.raises(ValueError, match=message):
-    _shapes(mlp_mixer.Model(K, **{**TINY, **kw}), shape)
+    drawn.shapes(mlp_mixer.Model(K, **{**TINY, **kw}), drawn.image(shape))
 
 
 def test_images_of_another_size_are_refused():
@@ -316,7 +284,7 @@ def test_images_of_another_size_are_refused():
   model = mlp_mixer.Model(K, **TINY)
   image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
   with pytest.raises(ValueError, match=r"\[1, 8, 8, 3\].*2 x 4 = 8 .*mix 6"):
-    jax.eval_shape(model.apply, {"params": _shapes(model)}, image)
+    jax.eval_shape(model.apply, {"params": drawn.shapes(model)}, image)
 
 
 # --- Rematerialization, number formats ----------------------------------------
@@ -326,15 +294,15 @@ def _loss_and_grads(model, params, image, **kw):
   def loss(params):
     logits, _ = model.apply({"params": params}, image, **kw)
     return jnp.sum(logits ** 2)
-  return _jit(jax.value_and_grad(loss))(params)
+  return drawn.jit(jax.value_and_grad(loss))(params)
 
 
 def test_rematerialization_saves_memory_and_changes_no_gradient(capsys):
-  image, rngs = _image(), {"dropout": jax.random.key(1)}
+  image, rngs = drawn.image(), {"dropout": jax.random.key(1)}
   params, grads, num_saved = None, {}, {}
   for policy in ("none", "nothing_saveable"):
     model = mlp_mixer.Model(K, **TINY, stoch_depth=0.5, remat_policy=policy)
-    params = params or _params(model)
+    params = params or drawn.params(model)
     ad_checkpoint.print_saved_residuals(
         lambda p, model=model: model.apply(
             {"params": p}, image, train=True, rngs=rngs)[0], params)
@@ -347,17 +315,17 @@ def test_rematerialization_saves_memory_and_changes_no_gradient(capsys):
 
 
 def test_bfloat16_computes_and_float32_stays():
-  model, image = mlp_mixer.Model(K, **TINY, dtype_mm="bfloat16"), _image()
-  params = _params(model, scale=0.2)
-  assert {str(x.dtype) for x in jax.tree.leaves(_shapes(model))} == {"float32"}
-  logits, out = _apply(model, params, image)
+  model, image = mlp_mixer.Model(K, **TINY, dtype_mm="bfloat16"), drawn.image()
+  params = drawn.params(model, scale=0.2)
+  assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"}
+  logits, out = drawn.apply(model, params, image)
   dtypes = {name: str(x.dtype) for name, x in tree.flatten_with_names(out)}
   for name in ("stem", "encoder/block00/token_mixing",
                "encoder/block01/+channel_mixing"):
     assert dtypes[name] == "bfloat16", name
   for name in ("encoded", "pre_logits", "logits", "logits_2d"):
     assert dtypes[name] == "float32", name
-  full, _ = _apply(mlp_mixer.Model(K, **TINY), params, image)
+  full, _ = drawn.apply(mlp_mixer.Model(K, **TINY), params, image)
   np.testing.assert_allclose(logits, full, atol=0.05 * np.abs(full).max())
   assert np.abs(logits - full).max() > 0
   _, grads = _loss_and_grads(model, params, image)
@@ -373,11 +341,11 @@ NUM = 1000
 def test_branches_are_dropped_per_example_and_independently():
   """X2, X3: the first block is kept, then rates rise linearly."""
   model = mlp_mixer.Model(None, **{**TINY, "depth": 3}, stoch_depth=0.5)
-  image = np.repeat(_image()[:1], NUM, axis=0)
-  _, out = _jit(lambda params: model.apply(
+  image = np.repeat(drawn.image()[:1], NUM, axis=0)
+  _, out = drawn.jit(lambda params: model.apply(
       {"params": params}, image, train=True,
-      rngs={"dropout": jax.random.key(0)}))(_params(model))
-  before, drawn = out["stem"].reshape(NUM, N, D), []
+      rngs={"dropout": jax.random.key(0)}))(drawn.params(model))
+  before, draws = out["stem"].reshape(NUM, N, D), []
   for i in range(3):
     block = out["encoder"][f"block{i:02d}"]
     for name in ("token_mixing", "channel_mixing"):
@@ -388,12 +356,12 @@ def test_branches_are_dropped_per_example_and_independently():
       fate = np.where(kept, 1 / (1 - 0.25 * i), 0)[:, None, None]
       np.testing.assert_allclose(
           block[f"+{name}"], before + fate * block[name], rtol=1e-3, atol=1e-3)
-      drawn.append(kept.astype(float))
+      draws.append(kept.astype(float))
       before = block[f"+{name}"]
-  assert np.all(drawn[:2])
-  np.testing.assert_allclose(np.mean(drawn[2:], axis=1), [0.75, 0.75, 0.5, 0.5],
+  assert np.all(draws[:2])
+  np.testing.assert_allclose(np.mean(draws[2:], axis=1), [0.75, 0.75, 0.5, 0.5],
                              atol=4 * 0.5 / math.sqrt(NUM))
-  correlation = np.corrcoef(drawn[2:]) - np.eye(4)
+  correlation = np.corrcoef(draws[2:]) - np.eye(4)
   assert np.abs(correlation).max() < 4 / math.sqrt(NUM)
 
 
@@ -405,16 +373,16 @@ def test_expectation_of_a_network_of_linear_branches(mode, is_unbiased):
   All branches give their biases, so the last token is a sum of what was kept.
   """
   model = mlp_mixer.Model(None, **TINY, stoch_depth=0.4, stoch_depth_mode=mode)
-  params = jax.tree.map(np.zeros_like, _params(model))
+  params = jax.tree.map(np.zeros_like, drawn.params(model))
   for i in range(2):
     params[f"MixerBlock_{i}"]["token_mixing"]["Dense_1"]["bias"] += 1
     params[f"MixerBlock_{i}"]["channel_mixing"]["Dense_1"]["bias"] += 2
-  image = np.zeros((NUM, *IMAGE_SHAPE[1:]), np.float32)
+  image = np.zeros((NUM, *drawn.IMAGE_SHAPE[1:]), np.float32)
   def encoded(train):
     _, out = model.apply({"params": params}, image, train=train,
                          rngs={"dropout": jax.random.key(0)})
     return out["encoder"]["pre_ln"][:, 0, 0]
-  trained, evaluated = _jit(lambda: (encoded(True), encoded(False)))()
+  trained, evaluated = drawn.jit(lambda: (encoded(True), encoded(False)))()
   error = trained.std() / math.sqrt(NUM)
   assert error > 0 and np.ptp(evaluated) == 0
   assert (abs(trained.mean() - evaluated.mean()) < 3 * error) == is_unbiased
@@ -423,14 +391,14 @@ def test_expectation_of_a_network_of_linear_branches(mode, is_unbiased):
 
 def test_training_draws_from_its_rng_and_evaluation_does_not():
   model = mlp_mixer.Model(K, **TINY, stoch_depth=0.5)
-  params, image = _params(model), np.concatenate([_image()] * 4)
-  train = _jit(lambda seed: model.apply(
+  params, image = drawn.params(model), np.concatenate([drawn.image()] * 4)
+  train = drawn.jit(lambda seed: model.apply(
       {"params": params}, image, train=True,
       rngs={"dropout": jax.random.key(seed)})[0])
   np.testing.assert_array_equal(train(0), train(0))
   assert np.abs(train(0) - train(1)).max() > 1e-3
-  plain = _apply(mlp_mixer.Model(K, **TINY), params, image)[0]
-  np.testing.assert_array_equal(_apply(model, params, image)[0], plain)
+  plain = drawn.apply(mlp_mixer.Model(K, **TINY), params, image)[0]
+  np.testing.assert_array_equal(drawn.apply(model, params, image)[0], plain)
   with pytest.raises(flax.errors.InvalidRngError):
     model.apply({"params": params}, image, train=True)
 
@@ -440,13 +408,13 @@ def test_training_draws_from_its_rng_and_evaluation_does_not():
 
 def test_sharded_activations_change_nothing():
   model = mlp_mixer.Model(K, **TINY)
-  params, image = _params(model), np.concatenate([_image()] * 4)[:4]
-  wanted, _ = _apply(model, params, image)
+  params, image = drawn.params(model), np.concatenate([drawn.image()] * 4)[:4]
+  wanted, _ = drawn.apply(model, params, image)
   mesh = sharding.make_mesh([("data", 4), ("model", 2)])
   with sharding.use(mesh, [("act_batch", "data"), ("act_mlp", "model")]):
     jaxpr = jax.make_jaxpr(
         lambda p: model.apply({"params": p}, image))(params)
-    logits, out = _jit(model.apply)({"params": params}, image)
+    logits, out = drawn.jit(model.apply)({"params": params}, image)
   stated = [eqn.outvars[0].aval.shape for eqn in jaxpr.eqns
             if eqn.primitive.name == "sharding_constraint"]
   assert stated.count((4, N, D)) == 5  # The start, and twice a block.
@@ -471,9 +439,9 @@ def _save(tmp_path, params, prefix="", dtype=np.float32):
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_loading_round_trip(tmp_path, prefix, dtype):
   model = mlp_mixer.Model(K, **TINY)
-  params = _params(model)
+  params = drawn.params(model)
   path = _save(tmp_path, params, prefix, dtype)
-  loaded = mlp_mixer.load(_shapes(model), path, TINY)
+  loaded = mlp_mixer.load(drawn.shapes(model), path, TINY)
   wanted = jax.tree.map(
       lambda leaf: leaf.astype(dtype).astype(np.float32), params)
   jax.tree.map(np.testing.assert_array_equal, loaded, wanted)
@@ -482,10 +450,10 @@ def test_loading_round_trip(tmp_path, prefix, dtype):
 
 
 def test_loading_for_other_classes_and_other_images(tmp_path):
-  params = _params(mlp_mixer.Model(7, **TINY))
+  params = drawn.params(mlp_mixer.Model(7, **TINY))
   path = _save(tmp_path, params)
   model = mlp_mixer.Model(K, **TINY)
-  shapes = _shapes(model)
+  shapes = drawn.shapes(model)
   with pytest.raises(ValueError, match=r"head/kernel is float32\[8, 7\]"):
     mlp_mixer.load(shapes, path, TINY)
   loaded = mlp_mixer.load(shapes, path, TINY, dont_load=["head/.*"])
@@ -493,7 +461,7 @@ def test_loading_for_other_classes_and_other_images(tmp_path):
   params.pop("head")
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
   # X6: also here, the size of the images is part of the parameters.
-  larger = _shapes(model, (1, 8, 8, 3))
+  larger = drawn.shapes(model, drawn.image((1, 8, 8, 3)))
   with pytest.raises(
       ValueError, match=r"token_mixing/Dense_0/kernel .*\[6, 5\].*\[8, 5\]"):
     mlp_mixer.load(larger, path, TINY, dont_load=["head/.*"])
@@ -510,23 +478,6 @@ def test_published_names():
 
 
 # --- timm's -------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", name="peer")
-def _peer():
-  """(torch, timm's module of Mixers)."""
-  import torch
-  try:
-    import torchvision  # noqa: F401  # pylint: disable=unused-import
-  except RuntimeError:
-    # Its compiled half does not load beside a CPU build of torch, and then it
-    # misses the declarations of these ops, which no Mixer calls.
-    for op in ("nms", "qnms"):
-      torch.library.define(
-          f"torchvision::{op}",
-          "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-  import timm.models.mlp_mixer
-  return torch, timm.models.mlp_mixer
 
 
 def _timm_name(name):
@@ -550,14 +501,14 @@ def _torch_layout(leaf):
 
 
 @pytest.mark.peer
-def test_logits_are_those_of_timm(peer):
-  torch, models = peer
+def test_logits_are_those_of_timm():
+  torch, timm = peers.import_timm()
   kw = {**TINY, "width": 16, "channels_mlp_dim": 24, "tokens_mlp_dim": 4}
-  model, image = mlp_mixer.Model(K, **kw), _image()
-  params = _params(model)
-  theirs = models.MlpMixer(
-      num_classes=K, img_size=IMAGE_SHAPE[1:3], patch_size=(4, 2), num_blocks=2,
-      embed_dim=16, mlp_ratio=(0.25, 1.5),
+  model, image = mlp_mixer.Model(K, **kw), drawn.image()
+  params = drawn.params(model)
+  theirs = timm.models.mlp_mixer.MlpMixer(
+      num_classes=K, img_size=drawn.IMAGE_SHAPE[1:3], patch_size=(4, 2),
+      num_blocks=2, embed_dim=16, mlp_ratio=(0.25, 1.5),
       act_layer=lambda: torch.nn.GELU(approximate="tanh"))
   theirs.load_state_dict({
       _timm_name(name): torch.from_numpy(_torch_layout(leaf))
@@ -565,7 +516,7 @@ def test_logits_are_those_of_timm(peer):
   with torch.no_grad():
     wanted = theirs.eval()(torch.from_numpy(
         image.transpose(0, 3, 1, 2).copy())).numpy()
-  logits, _ = _apply(model, params, image)
+  logits, _ = drawn.apply(model, params, image)
   assert np.abs(logits).max() > 0.5
   np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
 
@@ -573,8 +524,9 @@ def test_logits_are_those_of_timm(peer):
 @pytest.mark.peer
 @pytest.mark.parametrize("variant,name", [
     ("S/32", "mixer_s32_224"), ("B/16", "mixer_b16_224")])
-def test_parameter_counts_are_those_of_timm(peer, variant, name):
-  torch, models = peer
+def test_parameter_counts_are_those_of_timm(variant, name):
+  torch, timm = peers.import_timm()
   with torch.device("meta"):
-    theirs = sum(p.numel() for p in getattr(models, name)().parameters())
-  assert theirs == _count(1000, variant=variant)
+    theirs = getattr(timm.models.mlp_mixer, name)()
+  assert (sum(p.numel() for p in theirs.parameters()) ==
+          _count(1000, variant=variant))

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-# Nothing is square here, so that transposed axes do not go unnoticed.
+from tests.models import drawn
+
+# For images of drawn.IMAGE_SHAPE, and text of as many tokens.
 B, H, W, D, K, M, V = 3, 2, 3, 8, 5, 5, 11
 N = H * W
 SIZES = dict(width=D, num_heads=2, mlp_dim=12, max_steps=M, head_zeroinit=False)
@@ -25,53 +27,23 @@ LENGTHS = np.array([6, 4, 1])
 MASK = np.arange(N) < LENGTHS[:, None]
 
 
-def _image():
-  return np.random.default_rng(0).uniform(
-      -1, 1, (B, 4 * H, 2 * W, 3)).astype(np.float32)
-
-
 def _text():
   return np.random.default_rng(1).integers(0, V, (B, N), np.int32)
 
 
 def _input(model):
   """What a model takes: an image, or text and its mask."""
-  return (_image(),) if model.vocab_size is None else (_text(), MASK)
-
-
-@functools.cache
-def _shapes(model):
-  spec = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _input(model))
-  return jax.eval_shape(model.init, jax.random.key(0), *spec)["params"]
+  return (drawn.image(),) if model.vocab_size is None else (_text(), MASK)
 
 
 def _params(model, scale=0.4, bias=-1.0):
-  """Parameters none of which is zero or one; tokens halt at all steps."""
-  def draw(name, leaf):
-    rng = np.random.default_rng(sum(map(ord, name)))
-    around = 1.0 if name.endswith("scale") else 0.0
-    return (around + scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
-  params = tree.map_with_names(draw, _shapes(model))
+  """Such that tokens halt at all steps."""
+  params = drawn.params(model, *_input(model), scale=scale)
   if model.halting == "act":
     halting = params["Transformer"]["block"]["halting"]
     halting["bias"][:] = bias
     halting["kernel"][:] = np.random.default_rng(4).normal(0, 1.2, (D, 1))
   return params
-
-
-# These programs run once: compiling them is what takes time.
-_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@functools.cache
-def _compiled(model, train=False):
-  return _jit(functools.partial(model.apply, train=train))
-
-
-def _apply(model, params, *args, train=False):
-  return jax.device_get(_compiled(model, train)({"params": params}, *args))
 
 
 # --- The definition -----------------------------------------------------------
@@ -190,7 +162,7 @@ def test_outputs_are_those_of_the_definition(sizes, transition, norm):
       _numpy_ut(model, params, args[0][i], real[i]) for i in range(B)))]
   assert np.ptp(wanted[1][real]) >= 2 and np.abs(wanted[0]).max() > 0.5
   for eval_loop in ut.EVAL_LOOPS:
-    logits, out = _apply(model.clone(eval_loop=eval_loop), params, *args)
+    logits, out = drawn.apply(model.clone(eval_loop=eval_loop), params, *args)
     np.testing.assert_array_equal(out["encoder"]["num_steps"], wanted[1])
     np.testing.assert_allclose(logits, wanted[0], rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(
@@ -221,8 +193,8 @@ def test_parameters_are_those_of_one_block():
   head = D * K + K
   for num_steps in (1, 8):
     def count(num_steps=num_steps, **kw):
-      return tree.num_elements(_shapes(ut.Model(
-          K, **{**kw, "max_steps": num_steps})))
+      model = ut.Model(K, **{**kw, "max_steps": num_steps})
+      return tree.num_elements(drawn.shapes(model, *_input(model)))
     stem = 4 * 2 * 3 * D + D
     assert count(**IMAGES) == stem + block + head
     assert count(**IMAGES, norm="pre") == stem + block + 2 * D + head
@@ -260,8 +232,8 @@ def test_gradients_are_sums_over_the_steps():
           {"params": params}, carry, jnp.int32(t), True, posemb, MASK)
     return jnp.sum(carry.output * scale)
 
-  grads = _jit(jax.grad(loss))(params)["block"]
-  per_step = _jit(jax.grad(unrolled))([params["block"]] * 3)
+  grads = drawn.jit(jax.grad(loss))(params)["block"]
+  per_step = drawn.jit(jax.grad(unrolled))([params["block"]] * 3)
   assert np.abs(per_step[0]["transition"]["Dense_0"]["kernel"]
                 - per_step[1]["transition"]["Dense_0"]["kernel"]).max() > 1e-3
   jax.tree.map(
@@ -282,7 +254,7 @@ def test_coordinates_are_added_at_every_step():
   for name in ("MultiHeadDotProductAttention_0", "transition"):
     block[name] = jax.tree.map(np.zeros_like, block[name])
   block["halting"]["kernel"] *= 0
-  _, out = _apply(model, params, _image())
+  _, out = drawn.apply(model, params, drawn.image())
   wanted = out["stem"].reshape(B, N, D)
   for t in range(1, M + 1):
     wanted = wanted + _numpy_posemb(model) + _numpy_sincos(t)
@@ -295,7 +267,7 @@ def test_the_halting_unit_sees_coordinates():
   """U9: of tokens that are all the same, and at the first step."""
   model = ut.Model(K, eval_loop="scan", **IMAGES)
   params = _params(model)
-  _, out = _apply(model, params, 0 * _image())
+  _, out = drawn.apply(model, params, 0 * drawn.image())
   halting = params["Transformer"]["block"]["halting"]
   x = (params["embedding"]["bias"] + _numpy_posemb(model) + _numpy_sincos(1))
   p = 1 / (1 + np.exp(-(x @ halting["kernel"][:, 0] + halting["bias"])))
@@ -317,14 +289,14 @@ def test_a_token_that_has_halted_stays_and_is_seen():
   embedding[:, 7], embedding[0, 7] = 0, 30
   halting = params["Transformer"]["block"]["halting"]
   halting["kernel"][:], halting["kernel"][7], halting["bias"][:] = 0, 5, -30
-  _, out = _apply(model, params, text, MASK)
+  _, out = drawn.apply(model, params, text, MASK)
   steps = [out["encoder"][f"step{t:02d}"] for t in range(1, M + 1)]
   assert out["encoder"]["num_steps"][0].tolist() == [1] + [M] * (N - 1)
   for before, after in zip(steps, steps[1:]):
     np.testing.assert_array_equal(before[0, 0], after[0, 0])
     assert np.abs(before[0, 1:] - after[0, 1:]).max(axis=1).min() > 1e-3
   embedding[0, 0] += 1
-  _, other = _apply(model, params, text, MASK)
+  _, other = drawn.apply(model, params, text, MASK)
   np.testing.assert_array_equal(
       other["encoder"]["num_steps"][0], out["encoder"]["num_steps"][0])
   assert np.abs(other["encoded"] - out["encoded"])[0].max(axis=1).min() > 1e-3
@@ -334,8 +306,8 @@ def test_a_token_that_has_halted_stays_and_is_seen():
 def test_first_probability_is_that_of_the_published_bias():
   """U13: sigmoid(1) = .73, so everyone takes two steps."""
   model = ut.Model(K, eval_loop="scan", **IMAGES)
-  params = _jit(model.init)(jax.random.key(0), _image())["params"]
-  _, out = _apply(model, params, _image())
+  params = drawn.jit(model.init)(jax.random.key(0), drawn.image())["params"]
+  _, out = drawn.apply(model, params, drawn.image())
   weights = out["encoder"]["weights"]
   np.testing.assert_allclose(weights[..., 0], 0.731059, atol=1e-5)
   np.testing.assert_allclose(weights[..., 1], 1 - 0.731059, atol=1e-5)
@@ -349,7 +321,7 @@ def test_without_halting_all_steps_are_taken():
     params = _params(halting)
     args = _input(model)
     unused = params["Transformer"]["block"].pop("halting")
-    _, out = _apply(model, params, *args)
+    _, out = drawn.apply(model, params, *args)
     real = args[-1] if len(args) == 2 else np.ones((B, N), bool)
     assert np.all(out["encoder"]["num_steps"] == M * real)
     np.testing.assert_array_equal(
@@ -359,7 +331,7 @@ def test_without_halting_all_steps_are_taken():
     # And it is what halting does if it never says so.
     unused["kernel"], unused["bias"] = 0 * unused["kernel"], np.full(1, -100.)
     params["Transformer"]["block"]["halting"] = unused
-    _, never = _apply(halting, params, *args)
+    _, never = drawn.apply(halting, params, *args)
     np.testing.assert_allclose(out["encoded"], never["encoded"], atol=1e-6)
 
 
@@ -374,10 +346,10 @@ def test_stopping_early_changes_nothing(sizes, bias):
   params, args = _params(model, bias=bias), _input(model)
   if bias > 0:
     params["Transformer"]["block"]["halting"]["kernel"] *= 0
-  logits, out = _apply(model, params, *args)
-  wanted_logits, wanted = _apply(
+  logits, out = drawn.apply(model, params, *args)
+  wanted_logits, wanted = drawn.apply(
       model.clone(eval_loop="scan"), params, *args)
-  trained_logits, trained = _apply(model, params, *args, train=True)
+  trained_logits, trained = drawn.apply(model, params, *args, train=True)
   np.testing.assert_allclose(logits, wanted_logits, atol=1e-6)
   np.testing.assert_array_equal(trained_logits, wanted_logits)
   assert tree.flatten_with_names(trained)[0][0] == (
@@ -403,7 +375,7 @@ def test_the_program_of_evaluation_has_a_loop_of_unknown_length():
   model = ut.Model(K, **IMAGES)
   def primitives(**kw):
     jaxpr = jax.make_jaxpr(functools.partial(model.apply, **kw))(
-        {"params": _shapes(model)}, _image())
+        {"params": drawn.shapes(model)}, drawn.image())
     return {eqn.primitive.name for eqn in jaxpr.eqns} & {"while", "scan"}
   assert primitives() == {"while"}
   assert primitives(train=True) == {"scan"}
@@ -414,11 +386,11 @@ def test_examples_of_a_batch_do_not_meet(sizes):
   """U10: an example is not done later or otherwise for those beside it."""
   model = ut.Model(K, **sizes)
   params, args = _params(model, bias=1.0), _input(model)
-  logits, out = _apply(model, params, *args)
+  logits, out = drawn.apply(model, params, *args)
   num_steps = out["encoder"]["num_steps"]
   assert len(set(num_steps.max(axis=1))) > 1  # Someone waits for others.
   for i in range(B):
-    alone, out_alone = _apply(model, params, *(x[i:i + 1] for x in args))
+    alone, out_alone = drawn.apply(model, params, *(x[i:i + 1] for x in args))
     np.testing.assert_allclose(alone[0], logits[i], atol=1e-6)
     np.testing.assert_array_equal(
         out_alone["encoder"]["num_steps"][0], num_steps[i])
@@ -428,7 +400,7 @@ def test_examples_of_a_batch_do_not_meet(sizes):
 def test_an_empty_batch_of_padding_takes_no_step():
   model = ut.Model(K, **{**TEXT, "pool_type": "gap"})
   params = _params(model)
-  logits, out = _apply(model, params, _text(), np.zeros((B, N), bool))
+  logits, out = drawn.apply(model, params, _text(), np.zeros((B, N), bool))
   assert out["encoder"]["num_executed"] == 0
   assert out["losses"]["ponder_cost"] == 0
   np.testing.assert_allclose(
@@ -442,11 +414,11 @@ def test_padding_changes_nothing():
   """U6: whatever it holds and however much there is."""
   model = ut.Model(K, transition="conv", **TEXT)
   params, text = _params(model), _text()
-  logits, out = _apply(model, params, text, MASK)
+  logits, out = drawn.apply(model, params, text, MASK)
   # As if nothing were there: each example at its own length, without a mask.
   costs = [out["encoder"]["ponder"][0].mean()]  # The first has no padding.
   for i, length in list(enumerate(LENGTHS))[1:]:
-    alone, out_alone = _apply(model, params, text[i:i + 1, :length])
+    alone, out_alone = drawn.apply(model, params, text[i:i + 1, :length])
     np.testing.assert_allclose(logits[i, :length], alone[0], atol=1e-5)
     np.testing.assert_array_equal(
         out["encoder"]["num_steps"][i],
@@ -456,7 +428,8 @@ def test_padding_changes_nothing():
       out["losses"]["ponder_cost"], np.average(costs, weights=LENGTHS),
       rtol=1e-5)
   other = np.where(MASK, text, (text + 1) % V)
-  np.testing.assert_array_equal(_apply(model, params, other, MASK)[0], logits)
+  np.testing.assert_array_equal(
+      drawn.apply(model, params, other, MASK)[0], logits)
   np.testing.assert_allclose(
       logits[~MASK], np.tile(params["head"]["bias"], (np.sum(~MASK), 1)),
       atol=1e-6)
@@ -470,7 +443,7 @@ def _make_grads(model, fn):
   def value(params):
     logits, out = model.apply({"params": params}, *_input(model), train=True)
     return fn(logits, out), (logits, out)
-  return _jit(jax.value_and_grad(value, has_aux=True))
+  return drawn.jit(jax.value_and_grad(value, has_aux=True))
 
 
 def test_ponder_cost_teaches_the_halting_unit():
@@ -505,7 +478,7 @@ def test_a_larger_weight_of_the_cost_means_fewer_steps():
     xent = -jnp.sum(labels * jax.nn.log_softmax(logits), axis=-1)
     cost = out["losses"]["ponder_cost"]
     return act.masked_mean(xent, MASK) + weight * cost, cost
-  @_jit
+  @drawn.jit
   def train(params, weight):
     def step(params, _):
       grads, cost = jax.grad(loss, has_aux=True)(params, weight)
@@ -524,7 +497,7 @@ def test_bfloat16_computes_and_float32_stays():
   """U12."""
   model = ut.Model(K, norm="pre", dtype_mm="bfloat16", **TEXT)
   params, args = _params(model, scale=0.2), _input(model)
-  assert {str(x.dtype) for x in jax.tree.leaves(_shapes(model))} == {"float32"}
+  assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"}
   (_, (logits, out)), grads = _make_grads(model, lambda logits, out: (
       jnp.sum(logits ** 2) + out["losses"]["ponder_cost"]))(params)
   dtypes = {name: str(x.dtype) for name, x in tree.flatten_with_names(out)}
@@ -548,7 +521,7 @@ def test_steps_are_counted_in_float32():
       model = ut.Model(K, dtype_mm=dtype, **IMAGES)
       params = _params(model, bias=math.log(p / (1 - p)))
       params["Transformer"]["block"]["halting"]["kernel"] *= 0
-      _, out = _apply(model, params, _image())
+      _, out = drawn.apply(model, params, drawn.image())
       assert np.all(out["encoder"]["num_steps"] == num_steps), (p, dtype)
 
 
@@ -556,8 +529,8 @@ def test_dropout_draws_at_every_step():
   model = ut.Model(K, dropout=0.5, eval_loop="scan", halting="none", norm="pre",
                    **IMAGES)
   params = _params(model)
-  train = _jit(lambda params, seed: model.apply(
-      {"params": params}, _image(), train=True,
+  train = drawn.jit(lambda params, seed: model.apply(
+      {"params": params}, drawn.image(), train=True,
       rngs={"dropout": jax.random.key(seed)}))
   logits = train(params, 0)[0]
   np.testing.assert_array_equal(logits, train(params, 0)[0])
@@ -572,25 +545,25 @@ def test_dropout_draws_at_every_step():
   kept = [steps[i + 1] - steps[i] > 100 for i in range(2)]
   assert 0.3 < np.mean(kept) < 0.7 and np.mean(kept[0] != kept[1]) > 0.3
   # Evaluation draws nothing: it needs no rng, which training does.
-  jax.eval_shape(model.apply, {"params": params}, _image())
+  jax.eval_shape(model.apply, {"params": params}, drawn.image())
   with pytest.raises(flax.errors.InvalidRngError):
     jax.eval_shape(functools.partial(model.apply, train=True),
-                   {"params": params}, _image())
+                   {"params": params}, drawn.image())
 
 
 def test_attention_with_random_features():
   """Drawn once, for all steps, and only read by the loop."""
   model = ut.Model(K, attention="favor(num_features=6)", **IMAGES)
   features = jax.eval_shape(
-      model.init, jax.random.key(0), _image())["features"]
+      model.init, jax.random.key(0), drawn.image())["features"]
   assert [leaf.shape for leaf in jax.tree.leaves(features)] == [(6, 4)]
   logits = []
   for seed in range(2):
-    drawn = jax.tree.map(
+    draws = jax.tree.map(
         lambda leaf, seed=seed: np.random.default_rng(seed).normal(
             size=leaf.shape).astype(np.float32), features)
-    logits.append(_compiled(model)(
-        {"params": _params(model), "features": drawn}, _image())[0])
+    logits.append(drawn.compiled(model)(
+        {"params": _params(model), "features": draws}, drawn.image())[0])
   assert np.abs(logits[0] - logits[1]).max() > 1e-4
 
 
@@ -610,19 +583,19 @@ def test_out_names_and_shapes():
       (TEXT, "while", {"stem": (B, N, D), "pre_logits": (B, N, D),
                        "logits": (B, N, K)})):
     model = ut.Model(K, eval_loop=eval_loop, **sizes)
-    logits, out = _apply(model, _params(model), *_input(model))
+    logits, out = drawn.apply(model, _params(model), *_input(model))
     shapes = {name: leaf.shape for name, leaf in tree.flatten_with_names(out)}
     assert shapes == both | wanted
     np.testing.assert_array_equal(out["logits"], logits)
-  _, out = _apply(ut.Model(K, norm="pre", **IMAGES),
-                  _params(ut.Model(K, norm="pre", **IMAGES)), _image())
+  model = ut.Model(K, norm="pre", **IMAGES)
+  _, out = drawn.apply(model, _params(model), drawn.image())
   assert out["encoder"]["pre_ln"].shape == (B, N, D)
 
 
 def test_without_classes_the_features_come_out():
   model = ut.Model(None, **IMAGES)
   params = _params(model)
-  features, out = _apply(model, params, _image())
+  features, out = drawn.apply(model, params, drawn.image())
   assert "head" not in params and "logits" not in out
   np.testing.assert_array_equal(features, out["pre_logits"])
   np.testing.assert_allclose(features, out["encoded"].mean(axis=1), atol=1e-5)
@@ -656,7 +629,7 @@ def test_without_classes_the_features_come_out():
 def test_what_cannot_be_is_refused(sizes, kw, args, message):
   model = ut.Model(K, **{**sizes, **kw})
   with pytest.raises(ValueError, match=message):
-    jax.eval_shape(model.init, jax.random.key(0), *(args or (_image(),)))
+    jax.eval_shape(model.init, jax.random.key(0), *(args or (drawn.image(),)))
 
 
 def test_misspelt_argument_of_a_config_is_found():
@@ -672,10 +645,10 @@ def test_sharded_activations_change_nothing():
   model = ut.Model(K, **TEXT)
   params = _params(model)
   text, mask = (np.concatenate([x, x])[:4] for x in _input(model))
-  wanted, wanted_out = _apply(model, params, text, mask)
+  wanted, wanted_out = drawn.apply(model, params, text, mask)
   mesh = sharding.make_mesh([("data", 4), ("model", 2)])
   with sharding.use(mesh, [("act_batch", "data"), ("act_mlp", "model")]):
-    logits, out = _jit(model.apply)({"params": params}, text, mask)
+    logits, out = drawn.jit(model.apply)({"params": params}, text, mask)
   np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
   assert logits.sharding.spec[0] == "data"
   np.testing.assert_array_equal(
@@ -690,7 +663,7 @@ def test_loading_round_trip(tmp_path):
   path = str(tmp_path / "weights.npz")
   np.savez(path, **{
       f"params/{name}": leaf for name, leaf in tree.flatten_with_names(params)})
-  shapes = _shapes(ut.Model(K, **{**IMAGES, "max_steps": 3}))
+  shapes = drawn.shapes(ut.Model(K, **{**IMAGES, "max_steps": 3}))
   with pytest.raises(ValueError, match=r"head/kernel is float32\[8, 7\]"):
     ut.load(shapes, path, IMAGES)
   loaded = ut.load(shapes, path, IMAGES, dont_load=["head/.*"])

@@ -1,6 +1,5 @@
 """The ViT against its definition in NumPy, float64, without any layers."""
 
-import functools
 import math
 
 from big_vision import config as config_lib
@@ -18,43 +17,11 @@ import numpy as np
 import pytest
 import scipy.special
 
-# Nothing is square here, so that transposed axes do not go unnoticed.
+from tests.models import drawn
+
+# For images of drawn.IMAGE_SHAPE.
 TINY = dict(patch_size=(4, 2), width=8, depth=2, num_heads=2, mlp_dim=12)
 B, H, W, D, K = 3, 2, 3, 8, 5
-IMAGE_SHAPE = (B, 4 * H, 2 * W, 3)
-
-
-def _image():
-  return np.random.default_rng(0).uniform(-1, 1, IMAGE_SHAPE).astype(np.float32)
-
-
-@functools.cache
-def _shapes(model, shape=IMAGE_SHAPE):
-  spec = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), spec)["params"]
-
-
-def _params(model, scale=0.4):
-  """Parameters none of which is zero or one, by name and not by order."""
-  def draw(name, leaf):
-    rng = np.random.default_rng(sum(map(ord, name)))
-    around = 1.0 if name.endswith("scale") else 0.0
-    return (around + scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
-  return tree.map_with_names(draw, _shapes(model))
-
-
-# These programs run once: compiling them is what takes time.
-_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@functools.cache
-def _compiled(model):
-  return _jit(model.apply)
-
-
-def _apply(model, params, image):
-  return _compiled(model)({"params": params}, image)
 
 
 def _names(out):
@@ -155,8 +122,8 @@ def _numpy_vit(params, image, *, pool_type, posemb="learn", gelu="tanh",
 ], ids=str)
 def test_logits_are_those_of_the_definition(kw):
   model = vit.Model(K, **{**TINY, **kw})
-  params, image = _params(model), _image()
-  logits, _ = _apply(model, params, image)
+  params, image = drawn.params(model), drawn.image()
+  logits, _ = drawn.apply(model, params, image)
   assert logits.dtype == jnp.float32
   if kw.pop("scan", False):
     params["Transformer"] = weights.unstack_blocks(params["Transformer"])
@@ -171,12 +138,13 @@ def test_logits_are_those_of_the_definition(kw):
 def test_layer_norm_epsilon_is_1e6():
   """V4: seen only where tokens hardly vary."""
   model = vit.Model(K, **TINY, pool_type="0")
-  params = _params(model)
+  params = drawn.params(model)
   small = lambda leaf: leaf * np.float32(1e-3)
   params["embedding"] = jax.tree.map(small, params["embedding"])
   params["pos_embedding"] = small(params["pos_embedding"])
-  logits, _ = _apply(model, params, _image())
-  wanted = _numpy_vit(params, _image()[0].astype(np.float64), pool_type="0")
+  logits, _ = drawn.apply(model, params, drawn.image())
+  wanted = _numpy_vit(
+      params, drawn.image()[0].astype(np.float64), pool_type="0")
   np.testing.assert_allclose(logits[0], wanted, rtol=1e-3, atol=1e-3)
 
 
@@ -197,7 +165,7 @@ def test_two_gelus_are_different_functions():
 def _count(num_classes=None, res=224, **kw):
   # `scan` traces one block only.
   model = vit.Model(num_classes, scan=True, **kw)
-  return tree.num_elements(_shapes(model, (1, res, res, 3)))
+  return tree.num_elements(drawn.shapes(model, drawn.image((1, res, res, 3))))
 
 
 @pytest.mark.parametrize("variant,count", [
@@ -226,7 +194,7 @@ def test_parameter_counts_of_variants(variant, millions):
 
 def test_scan_has_as_many_parameters_as_the_loop():
   loop = vit.Model(10, variant="Ti/16", pool_type="map")
-  assert (tree.num_elements(_shapes(loop, (1, 32, 32, 3))) ==
+  assert (tree.num_elements(drawn.shapes(loop, drawn.image((1, 32, 32, 3)))) ==
           _count(10, res=32, variant="Ti/16", pool_type="map"))
 
 
@@ -256,10 +224,10 @@ def test_parameter_names_and_shapes():
       ("MAPHead_0/MultiHeadDotProductAttention_0", attention),
       ("MAPHead_0/MlpBlock_0", mlp)):
     wanted.update({f"{name}/{k}": v for k, v in parts.items()})
-  shapes = dict(tree.flatten_with_names(_shapes(model)))
+  shapes = dict(tree.flatten_with_names(drawn.shapes(model)))
   assert {name: leaf.shape for name, leaf in shapes.items()} == wanted
   assert {str(leaf.dtype) for leaf in shapes.values()} == {"float32"}
-  with_cls = _shapes(vit.Model(K, **TINY, pool_type="tok"))
+  with_cls = drawn.shapes(vit.Model(K, **TINY, pool_type="tok"))
   assert with_cls["cls"].shape == (1, 1, D)
   assert with_cls["pos_embedding"].shape == (1, H * W, D)
 
@@ -267,7 +235,7 @@ def test_parameter_names_and_shapes():
 def test_initial_values():
   model = vit.Model(K, patch_size=8, width=64, depth=1, num_heads=4,
                     mlp_dim=128, pool_type="map", rep_size=True)
-  params = dict(tree.flatten_with_names(_jit(model.init)(
+  params = dict(tree.flatten_with_names(drawn.jit(model.init)(
       jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]))
   block = "Transformer/encoderblock_0"
   def within(name, bound):
@@ -287,7 +255,8 @@ def test_initial_values():
       params["embedding/kernel"].std(), 1 / math.sqrt(8 * 8 * 3), rtol=0.05)
   assert not params["head/kernel"].any()
   other = vit.Model(K, **TINY, head_zeroinit=False)
-  head = _jit(other.init)(jax.random.key(0), _image())["params"]["head"]
+  params = drawn.jit(other.init)(jax.random.key(0), drawn.image())["params"]
+  head = params["head"]
   assert head["kernel"].any() and not head["bias"].any()
 
 
@@ -316,9 +285,9 @@ def test_misspelt_argument_of_a_config_is_found():
 @pytest.mark.parametrize("pool_type", vit.POOL_TYPES)
 def test_out_names_and_shapes(pool_type, scan):
   model = vit.Model(K, **TINY, pool_type=pool_type, rep_size=6, scan=scan)
-  spec = jax.ShapeDtypeStruct(IMAGE_SHAPE, jnp.float32)
+  spec = jax.ShapeDtypeStruct(drawn.IMAGE_SHAPE, jnp.float32)
   logits, out = jax.eval_shape(
-      lambda p, x: model.apply({"params": p}, x), _shapes(model), spec)
+      lambda p, x: model.apply({"params": p}, x), drawn.shapes(model), spec)
   n = H * W + (pool_type == "tok")
   tokens = lambda c: (B, H * W, c) if pool_type == "none" else (B, c)
   assert {name: leaf.shape for name, leaf in tree.flatten_with_names(out)} == {
@@ -333,16 +302,16 @@ def test_out_names_and_shapes(pool_type, scan):
 
 def test_without_classes_the_features_come_out():
   model = vit.Model(None, **TINY)
-  params = _params(model)
-  features, out = _apply(model, params, _image())
+  params = drawn.params(model)
+  features, out = drawn.apply(model, params, drawn.image())
   assert "head" not in params and "logits" not in _names(out)
   np.testing.assert_array_equal(features, out["head_input"])
 
 
 def test_intermediate_values():
   model = vit.Model(K, **TINY, pool_type="tok")
-  params = _params(model)
-  logits, out = _apply(model, params, _image())
+  params = drawn.params(model)
+  logits, out = drawn.apply(model, params, drawn.image())
   encoder = out["encoder"]
   np.testing.assert_allclose(
       encoder["block01"]["+sa"],
@@ -366,8 +335,8 @@ def test_intermediate_values():
 def test_pooling_by_mean_is_after_the_norm_and_without_class_token():
   """V7."""
   model = vit.Model(K, **TINY, pool_type="gap")
-  params = _params(model)
-  _, out = _apply(model, params, _image())
+  params = drawn.params(model)
+  _, out = drawn.apply(model, params, drawn.image())
   before = np.asarray(out["encoder"]["pre_ln"])
   norm = params["Transformer"]["encoder_norm"]
   after = _layer_norm(before, norm).mean(axis=1)
@@ -376,7 +345,7 @@ def test_pooling_by_mean_is_after_the_norm_and_without_class_token():
   assert "cls" not in params
   # Equal tokens: then the mean is each of them.
   params["pos_embedding"] = 0 * params["pos_embedding"]
-  _, out = _apply(model, params, np.ones(IMAGE_SHAPE, np.float32))
+  _, out = drawn.apply(model, params, np.ones(drawn.IMAGE_SHAPE, np.float32))
   np.testing.assert_allclose(
       out["head_input"], out["encoded"][:, 0], rtol=1e-4, atol=1e-5)
 
@@ -393,10 +362,10 @@ def test_sincos2d_is_its_definition():
 @pytest.mark.parametrize("pool_type", ["gap", "map", "tok"])
 def test_examples_of_a_batch_do_not_meet(pool_type):
   model = vit.Model(K, **TINY, pool_type=pool_type)
-  params, image = _params(model), _image()
-  logits, _ = _apply(model, params, image)
+  params, image = drawn.params(model), drawn.image()
+  logits, _ = drawn.apply(model, params, image)
   image[1] = np.nan
-  with_nan, _ = _apply(model, params, image)
+  with_nan, _ = drawn.apply(model, params, image)
   assert np.isnan(with_nan[1]).all()
   np.testing.assert_array_equal(logits[::2], with_nan[::2])
 
@@ -420,7 +389,7 @@ def test_examples_of_a_batch_do_not_meet(pool_type):
 ])
 def test_what_cannot_be_is_refused(kw, shape, message):
   with pytest.raises(ValueError, match=message):
-    _shapes(vit.Model(K, **{**TINY, **kw}), shape)
+    drawn.shapes(vit.Model(K, **{**TINY, **kw}), drawn.image(shape))
 
 
 def test_remat_policies_exist():
@@ -435,20 +404,20 @@ def _loss_and_grads(model, params, image, **kw):
   def loss(params):
     logits, _ = model.apply({"params": params}, image, **kw)
     return jnp.sum(logits ** 2)
-  return _jit(jax.value_and_grad(loss))(params)
+  return drawn.jit(jax.value_and_grad(loss))(params)
 
 
 def test_scan_is_the_loop():
   """V6."""
   kw = {**TINY, "depth": 3, "pool_type": "map"}
   loop, scan = vit.Model(K, **kw), vit.Model(K, **kw, scan=True)
-  params, image = _params(loop), _image()
+  params, image = drawn.params(loop), drawn.image()
   stacked = {
       **params, "Transformer": weights.stack_blocks(params["Transformer"])}
   assert (jax.tree.map(np.shape, stacked) ==
-          jax.tree.map(lambda leaf: leaf.shape, _shapes(scan)))
-  logits, out = _apply(loop, params, image)
-  scan_logits, scan_out = _apply(scan, stacked, image)
+          jax.tree.map(lambda leaf: leaf.shape, drawn.shapes(scan)))
+  logits, out = drawn.apply(loop, params, image)
+  scan_logits, scan_out = drawn.apply(scan, stacked, image)
   np.testing.assert_allclose(scan_logits, logits, rtol=1e-6, atol=1e-6)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
       a, b, rtol=1e-5, atol=1e-5), scan_out, out)
@@ -458,12 +427,12 @@ def test_scan_is_the_loop():
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_rematerialization_saves_memory_and_changes_no_gradient(scan, capsys):
-  image, rngs = _image(), {"dropout": jax.random.key(1)}
+  image, rngs = drawn.image(), {"dropout": jax.random.key(1)}
   params, grads, num_saved = None, {}, {}
   for policy in ("none", "dots_saveable", "nothing_saveable"):
     model = vit.Model(K, **TINY, scan=scan, stoch_depth=0.5,
                       remat_policy=policy)
-    params = params or _params(model)
+    params = params or drawn.params(model)
     ad_checkpoint.print_saved_residuals(
         lambda p, model=model: model.apply(
             {"params": p}, image, train=True, rngs=rngs)[0], params)
@@ -481,18 +450,18 @@ def test_rematerialization_saves_memory_and_changes_no_gradient(scan, capsys):
     dict(pool_type="gap", rep_size=True, scan=True),
     dict(pool_type="map", attention="xla", depth=1)], ids=str)
 def test_bfloat16_computes_and_float32_stays(kw):
-  kw, image = {**TINY, **kw}, _image()
+  kw, image = {**TINY, **kw}, drawn.image()
   model = vit.Model(K, **kw, dtype_mm="bfloat16")
-  params = _params(model, scale=0.2)
-  assert {str(x.dtype) for x in jax.tree.leaves(_shapes(model))} == {"float32"}
-  logits, out = _apply(model, params, image)
+  params = drawn.params(model, scale=0.2)
+  assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"}
+  logits, out = drawn.apply(model, params, image)
   dtypes = {name: str(x.dtype) for name, x in tree.flatten_with_names(out)}
   for name in ("stem", "with_posemb", "encoder/block00/sa",
                "encoder/block00/+mlp"):
     assert dtypes[name] == "bfloat16", name
   for name in ("encoded", "head_input", "pre_logits", "logits", "logits_2d"):
     assert dtypes[name] == "float32", name
-  full, _ = _apply(vit.Model(K, **kw), params, image)
+  full, _ = drawn.apply(vit.Model(K, **kw), params, image)
   np.testing.assert_allclose(logits, full, atol=0.05 * np.abs(full).max())
   assert np.abs(logits - full).max() > 0
   _, grads = _loss_and_grads(model, params, image)
@@ -503,11 +472,11 @@ def test_bfloat16_computes_and_float32_stays(kw):
 def test_huge_attention_logits_stay_finite_in_bfloat16():
   """V9."""
   model = vit.Model(K, **TINY, dtype_mm="bfloat16")
-  params = _params(model)
+  params = drawn.params(model)
   for block in ("encoderblock_0", "encoderblock_1"):
     attention = params["Transformer"][block]["MultiHeadDotProductAttention_0"]
     attention["query"]["kernel"] *= 1e3
-  logits, _ = _apply(model, params, _image())
+  logits, _ = drawn.apply(model, params, drawn.image())
   assert np.isfinite(logits).all()
 
 
@@ -535,11 +504,11 @@ def test_expectation_of_a_dropped_branch(mode, is_unbiased):
 
 
 def test_modes_reach_the_blocks():
-  params, image = _params(vit.Model(K, **TINY)), _image()
+  params, image = drawn.params(vit.Model(K, **TINY)), drawn.image()
   outs = {}
   for mode in common.STOCH_DEPTH_MODES:
     model = vit.Model(K, **TINY, stoch_depth=0.4, stoch_depth_mode=mode)
-    _, outs[mode] = _apply(model, params, image)
+    _, outs[mode] = drawn.apply(model, params, image)
   for mode, factor in (("inverted", 1), ("bigvision", 1), ("huang", 0.6)):
     encoder = outs[mode]["encoder"]
     np.testing.assert_allclose(
@@ -553,9 +522,9 @@ def test_stochastic_depth_is_per_example_and_per_branch(scan):
   """X3."""
   num = 1000
   model = vit.Model(None, **{**TINY, "depth": 3}, stoch_depth=0.5, scan=scan)
-  params = _params(model)
-  image = np.repeat(_image()[:1], num, axis=0)
-  _, out = _jit(lambda p: model.apply(
+  params = drawn.params(model)
+  image = np.repeat(drawn.image()[:1], num, axis=0)
+  _, out = drawn.jit(lambda p: model.apply(
       {"params": p}, image, train=True,
       rngs={"dropout": jax.random.key(0)}))(params)
   encoder = out["encoder"]
@@ -573,25 +542,25 @@ def test_stochastic_depth_is_per_example_and_per_branch(scan):
           block[f"+{name}"], before + fate * block[name], rtol=1e-3, atol=1e-3)
       before = block[f"+{name}"]
   assert (kept[0, "sa"] > 0.5).all() and (kept[0, "mlp"] > 0.5).all()
-  drawn = np.stack([kept[i, name] > 0.5 for i in (1, 2)
+  draws = np.stack([kept[i, name] > 0.5 for i in (1, 2)
                     for name in ("sa", "mlp")]).astype(float)
-  np.testing.assert_allclose(drawn.mean(axis=1), [0.75, 0.75, 0.5, 0.5],
+  np.testing.assert_allclose(draws.mean(axis=1), [0.75, 0.75, 0.5, 0.5],
                              atol=4 * 0.5 / math.sqrt(num))
-  correlation = np.corrcoef(drawn) - np.eye(4)
+  correlation = np.corrcoef(draws) - np.eye(4)
   assert np.abs(correlation).max() < 4 / math.sqrt(num)
 
 
 @pytest.mark.parametrize("kw", [dict(dropout=0.5), dict(stoch_depth=0.5)])
 def test_training_draws_from_its_rng_and_evaluation_does_not(kw):
-  model, image = vit.Model(K, **TINY, **kw), np.concatenate([_image()] * 4)
-  params = _params(model)
-  train = _jit(lambda seed: model.apply(
+  model, image = vit.Model(K, **TINY, **kw), np.concatenate([drawn.image()] * 4)
+  params = drawn.params(model)
+  train = drawn.jit(lambda seed: model.apply(
       {"params": params}, image, train=True,
       rngs={"dropout": jax.random.key(seed)})[0])
   np.testing.assert_array_equal(train(0), train(0))
   assert np.abs(train(0) - train(1)).max() > 1e-3
-  plain = _apply(vit.Model(K, **TINY), params, image)[0]
-  np.testing.assert_array_equal(_apply(model, params, image)[0], plain)
+  plain = drawn.apply(vit.Model(K, **TINY), params, image)[0]
+  np.testing.assert_array_equal(drawn.apply(model, params, image)[0], plain)
   with pytest.raises(flax.errors.InvalidRngError):
     model.apply({"params": params}, image, train=True)
 
@@ -604,12 +573,12 @@ RULES = [("act_batch", "data"), ("act_heads", "model"), ("act_mlp", "model")]
 @pytest.mark.parametrize("pool_type,scan", [("map", False), ("tok", True)])
 def test_sharded_activations_change_nothing(pool_type, scan):
   model = vit.Model(K, **TINY, pool_type=pool_type, scan=scan)
-  params = _params(model)
-  image = np.concatenate([_image()] * 4)[:4]
-  wanted, _ = _apply(model, params, image)
+  params = drawn.params(model)
+  image = np.concatenate([drawn.image()] * 4)[:4]
+  wanted, _ = drawn.apply(model, params, image)
   mesh = sharding.make_mesh([("data", 4), ("model", 2)])
   with sharding.use(mesh, RULES):
-    logits, out = _jit(model.apply)({"params": params}, image)
+    logits, out = drawn.jit(model.apply)({"params": params}, image)
   np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
   assert logits.sharding.spec[0] == "data"
   assert out["encoder"]["block01"]["+mlp"].sharding.spec[0] == "data"
@@ -625,7 +594,7 @@ def _constrained(model, params, image):
 
 def test_constraints_follow_the_rules_and_are_absent_without():
   model = vit.Model(K, **TINY, pool_type="map")
-  params, image = _params(model), np.concatenate([_image()] * 4)[:4]
+  params, image = drawn.params(model), np.concatenate([drawn.image()] * 4)[:4]
   assert not _constrained(model, params, image)
   mesh = sharding.make_mesh([("data", 4), ("model", 2)])
   with sharding.use(mesh, RULES):

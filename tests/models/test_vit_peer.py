@@ -1,11 +1,13 @@
 """The ViT against timm's, which reads our files by itself."""
 
+from benchmarks import peers
 from big_vision import tree
 from big_vision.models import vit
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from tests.models import drawn
 
 pytestmark = pytest.mark.peer
 
@@ -13,36 +15,17 @@ K = 5
 SIZES = dict(width=32, depth=2, num_heads=4, mlp_dim=128)
 
 
-@pytest.fixture(scope="module", name="peer")
-def _peer():
-  """(torch, timm's module of ViTs)."""
-  import torch
-  try:
-    import torchvision  # noqa: F401  # pylint: disable=unused-import
-  except RuntimeError:
-    # Its compiled half does not load beside a CPU build of torch, and then it
-    # misses the declarations of these ops, which no ViT calls.
-    for op in ("nms", "qnms"):
-      torch.library.define(
-          f"torchvision::{op}",
-          "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-  import timm.models.vision_transformer
-  return torch, timm.models.vision_transformer
-
-
-def _params(model, shape):
-  shapes = jax.eval_shape(
-      model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+def _params(model, image):
   rng = np.random.default_rng(0)
   return jax.tree.map(
       lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32),
-      shapes["params"])
+      drawn.shapes(model, image))
 
 
-def _theirs(peer, path, image, num_classes=K, **kw):
+def _theirs(path, image, num_classes=K, **kw):
   """Logits of timm's model with the weights of our file."""
-  torch, models = peer
-  model = models.VisionTransformer(
+  torch, timm = peers.import_timm()
+  model = timm.models.vision_transformer.VisionTransformer(
       img_size=image.shape[1:3], num_classes=num_classes, embed_dim=32, depth=2,
       num_heads=4, patch_size=4, dynamic_img_size=False, fc_norm=False, **kw)
   model.load_pretrained(path)
@@ -57,7 +40,7 @@ def _theirs(peer, path, image, num_classes=K, **kw):
     ("gap", dict(class_token=False, global_pool="avg")),
     ("map", dict(class_token=False, global_pool="map")),
     ("tok", dict(class_token=True, global_pool="token", no_embed_class=True))])
-def test_logits(peer, tmp_path, pool_type, kw, gelu, act_layer):
+def test_logits(tmp_path, pool_type, kw, gelu, act_layer):
   """V4: with the same GELU, and LayerNorms with 1e-6, the numbers agree."""
   image = np.random.default_rng(1).normal(
       size=(2, 16, 16, 3)).astype(np.float32)
@@ -65,23 +48,23 @@ def test_logits(peer, tmp_path, pool_type, kw, gelu, act_layer):
   num_classes = None if pool_type == "map" else K
   model = vit.Model(
       num_classes, patch_size=4, pool_type=pool_type, gelu=gelu, **SIZES)
-  params = _params(model, image.shape)
+  params = _params(model, image)
   path = str(tmp_path / "weights.npz")
   np.savez(path, **{f"params/{name}": leaf for name, leaf in
                     tree.flatten_with_names(params)})
   logits, _ = jax.jit(model.apply)({"params": params}, image)
-  theirs = _theirs(peer, path, image, num_classes=num_classes or 0,
+  theirs = _theirs(path, image, num_classes=num_classes or 0,
                    act_layer=act_layer, **kw)
   assert np.abs(logits).max() > 0.5
   np.testing.assert_allclose(logits, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_files_of_the_first_generation_mean_the_same(peer, tmp_path):
+def test_files_of_the_first_generation_mean_the_same(tmp_path):
   """V1: there, the class token has a position embedding."""
   image = np.random.default_rng(1).normal(
       size=(2, 16, 16, 3)).astype(np.float32)
   model = vit.Model(K, patch_size=4, pool_type="tok", gelu="erf", **SIZES)
-  init = _params(model, image.shape)
+  init = _params(model, image)
   stored = {}
   for name, leaf in tree.flatten_with_names(init):
     if "encoderblock" in name:
@@ -95,19 +78,18 @@ def test_files_of_the_first_generation_mean_the_same(peer, tmp_path):
   np.savez(path, **stored)
   params = vit.load(init, path, {})
   logits, _ = jax.jit(model.apply)({"params": params}, image)
-  theirs = _theirs(peer, path, image, class_token=True, global_pool="token")
+  theirs = _theirs(path, image, class_token=True, global_pool="token")
   np.testing.assert_allclose(logits, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant,name", [
     ("Ti/16", "vit_tiny_patch16_224"), ("B/32", "vit_base_patch32_224")])
-def test_parameter_counts(peer, variant, name):
+def test_parameter_counts(variant, name):
   """V1: but for the position embedding of the class token, the same."""
-  torch, models = peer
+  torch, timm = peers.import_timm()
   with torch.device("meta"):
-    theirs = sum(p.numel() for p in getattr(models, name)().parameters())
+    theirs = getattr(timm.models.vision_transformer, name)()
   model = vit.Model(1000, variant=variant, pool_type="tok")
-  spec = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   ours = tree.num_elements(
-      jax.eval_shape(model.init, jax.random.key(0), spec)["params"])
-  assert theirs == ours + model.width
+      drawn.shapes(model, drawn.image((1, 224, 224, 3))))
+  assert sum(p.numel() for p in theirs.parameters()) == ours + model.width
