@@ -7,7 +7,8 @@ COMMAND
   bash run.sh big_vision.train --config big_vision/configs/fashion_mnist.py --workdir workdirs/fashion_mnist
 
 EXPECTED (2 CPU cores)
-  RESULT
+  91.6 % of the test set (one run), in 64 min on cores that other programs used
+  too: 390 images/s while they did not, which makes 51 min.
 """
 
 from big_vision import config as bvcc
