@@ -98,6 +98,7 @@ def test_sigterm_to_one_of_two_while_evaluating(finished, tmp_path):
     np.testing.assert_allclose(ours[-1][key], theirs[-1][key], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sigterm_to_both_of_two_between_evaluations(tmp_path):
   """As SLURM sends it. orbax asks jax's service for steps to stop at, too."""
   both = processes.start_several(
@@ -116,6 +117,7 @@ def test_sigterm_to_both_of_two_between_evaluations(tmp_path):
   assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
 
 
+@pytest.mark.slow
 def test_sigterm_while_compiling(tmp_path):
   """The compiler cannot be stopped; the step is done and saved then."""
   process = processes.start(
@@ -128,6 +130,7 @@ def test_sigterm_while_compiling(tmp_path):
   assert (tmp_path / "checkpoints" / "1").is_dir()
 
 
+@pytest.mark.slow
 def test_sigterm_while_saving(finished, tmp_path):
   """What is being saved gets saved, then comes the next step's."""
   config = f"{CONFIG}:evals=2"
@@ -153,6 +156,7 @@ def test_a_step_that_hangs(tmp_path):
   assert "fault_config.py" in output and "in trap" in output  # The stacks.
 
 
+@pytest.mark.slow
 def test_sigterm_to_a_step_that_hangs(tmp_path):
   """Nobody would get rid of it otherwise: the signal is caught."""
   process = processes.start(
@@ -171,6 +175,7 @@ def test_sigterm_to_a_step_that_hangs(tmp_path):
 _LIMITED = f"{CONFIG}:watchdog={{'data_s': 6, 'step_s': 40, 'peer_s': 8}}"
 
 
+@pytest.mark.slow
 def test_a_peer_that_lives_and_does_not_move(tmp_path):
   """jax never notices; here both end, and both say whose data it was."""
   both = processes.start_several(
@@ -201,7 +206,8 @@ def _in_the_middle(tmp_path, lost, number):
     _end_all(both)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [
+    signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_peer_that_is_killed_or_stopped(tmp_path, number):
   other, output = _in_the_middle(tmp_path, 1, number)
   assert other.returncode == HUNG, output
@@ -210,6 +216,7 @@ def test_a_peer_that_is_killed_or_stopped(tmp_path, number):
       r"Its last word was at step \d+ in '\w+'", output), output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_the_first_process_is_killed_or_stopped(tmp_path, number):
   """jax's coordination service goes with it; that may end others first."""
@@ -284,6 +291,7 @@ def test_a_second_run_in_the_same_workdir(tmp_path):
   third.wait()
 
 
+@pytest.mark.slow
 def test_surroundings_do_not_change_numbers(finished, tmp_path):
   workdir = tmp_path / "workdir"
   processes.finish(processes.start(

@@ -34,7 +34,9 @@ INDEX = {"slurm": ("SLURM_PROCID", "SLURM_LOCALID"),
          "kubernetes": ("JOB_COMPLETION_INDEX",)}
 
 
-@pytest.mark.parametrize("launcher", sorted(INDEX))
+@pytest.mark.parametrize("launcher", [
+    "slurm", *(pytest.param(launcher, marks=pytest.mark.slow)
+               for launcher in ("open_mpi", "kubernetes"))])
 def test_two_processes_train_as_their_launcher_says(tmp_path, launcher):
   address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{processes.free_port()}"}
   environ = {

@@ -158,7 +158,8 @@ def test_continued_on_other_devices(finished, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("preset, rules, scan", [
-    ("fsdp", [], False), ("tp", [], False), ("fsdp_tp", [], True),
+    ("fsdp", [], False), ("tp", [], False), ("fsdp_tp", [], False),
+    pytest.param("fsdp_tp", [], True, marks=pytest.mark.slow),
     # Sequence parallelism: between blocks, tokens are split too.
     ("tp", [("act_len", "model")], False),
     ("replicate", [("act_batch", ("data", "model"))], False)])
