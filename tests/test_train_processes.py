@@ -72,3 +72,12 @@ def test_several_processes_give_the_same_run(finished, tmp_path, count, arg):
   outputs = [processes.finish(process) for process in several]
   assert f"{count} process(es)" in outputs[0]
   processes.assert_close(finished, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_all_processes(tmp_path):
+  both = processes.start_several(
+      tmp_path, "--config.lr=1e20", "--config.loss=sigmoid_xent")
+  outputs = [processes.finish(process, code=3) for process in both]
+  for output in outputs:
+    assert "NonFiniteError: Step" in output and "Traceback" not in output
