@@ -61,12 +61,6 @@ class Instruction(NamedTuple):
     found = re.search(r'op_name="([^"]*)"', self.text)
     return found[1] if found else ""
 
-  @property
-  def trip_count(self) -> int:
-    """How often a while loop runs its body; 1 if the compiler does not know."""
-    found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.text)
-    return int(found[1]) if found else 1
-
 
 class Collective(NamedTuple):
   """A transfer between devices, as one device sees it.
@@ -192,7 +186,7 @@ class Program:
     for instruction in self._computations.get(name, ()):
       yield count, instruction
       if instruction.opcode == "while":
-        inner = count * (instruction.trip_count if repeat else 1)
+        inner = count * (self._trip_count(instruction) if repeat else 1)
       elif into_fusions or instruction.opcode in (
           "call", "conditional", "async-start"):
         inner = count
@@ -201,6 +195,25 @@ class Program:
       for called in instruction.called:
         yield from self._walk(
             called, inner, repeat=repeat, into_fusions=into_fusions)
+
+
+  def _trip_count(self, loop: Instruction) -> int:
+    """How often a `while` runs its body; 1 if that is not known.
+
+    The CPU's compiler says so. The TPU's does not: there the condition of a
+    scan is `i < n`, of which n is the only constant.
+    """
+    if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
+      return int(found[1])
+    name = re.search(r"condition=%([\w.\-]+)", loop.text)[1]
+    condition = self._computations[name]
+    compare = [i for i in condition if i.opcode == "compare"]
+    limits = [i for i in condition if i.opcode == "constant"]
+    if (len(compare) != 1 or "direction=LT" not in compare[0].text
+        or len(limits) != 1 or compare[0].operands[1:] != (limits[0].name,)):
+      return 1
+    limit = re.match(r"(\d+)\)", limits[0].text)
+    return int(limit[1]) if limit else 1
 
 
 def _num_bytes(shape: str) -> float:

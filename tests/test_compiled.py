@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -170,6 +171,36 @@ def test_memory_holds_the_arguments_at_least():
   program = _program(lambda x: x @ x, _spec(32, 32))
   assert program.argument_bytes == 32 * 32 * 4
   assert program.peak_bytes >= 2 * 32 * 32 * 4
+
+
+@pytest.mark.parametrize("direction, count", [("LT", 24), ("LE", 1)])
+def test_loops_of_the_tpu_s_compiler_count_as_often_as_they_run(
+    direction, count):
+  """It does not say how often; the text is one of its, shortened."""
+  text = f"""
+%cond.1 (p: (s32[], f32[4])) -> pred[] {{
+  %n.1 = s32[]{{:T(128)}} constant(24), backend_config={{}}
+  %p.1 = (s32[]{{:T(128)}}, f32[4]{{0:T(128)}}) parameter(0)
+  %i.1 = s32[]{{:T(128)}} get-tuple-element(%p.1), index=0
+  ROOT %lt.1 = pred[]{{:T(512)}} compare(%i.1, %n.1), direction={direction}
+}}
+
+%body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {{
+  %p.2 = (s32[]{{:T(128)}}, f32[4]{{0:T(128)}}) parameter(0)
+  %i.2 = s32[]{{:T(128)}} get-tuple-element(%p.2), index=0
+  %x.2 = f32[4]{{0:T(128)}} get-tuple-element(%p.2), index=1
+  %sum.2 = f32[4]{{0:T(128)}} all-reduce(%x.2), replica_groups={{{{0,1}}}}
+  ROOT %t.2 = (s32[]{{:T(128)}}, f32[4]{{0:T(128)}}) tuple(%i.2, %sum.2)
+}}
+
+ENTRY %main.1 (a: (s32[], f32[4])) -> (s32[], f32[4]) {{
+  %a.3 = (s32[]{{:T(128)}}, f32[4]{{0:T(128)}}) parameter(0)
+  ROOT %w.3 = (s32[], f32[4]) while(%a.3), condition=%cond.1, body=%body.1
+}}
+"""
+  program = compiled.Program(types.SimpleNamespace(as_text=lambda: text))
+  collective, = program.collectives
+  assert collective.count == count
 
 
 def test_traffic_names_the_operation_that_moves_most():

@@ -11,10 +11,10 @@ EXPECTED
 TFDS has no ImageNet-21k: prepare it yourself as a dataset "imagenet21k" whose
 "labels" hold the indices of an image's classes (there may be several), 21,843
 classes in all, with splits "full".
-Arguments: variant, batch_size, epochs, preset (of sharding), scan (over the
-blocks, which compiles large variants sooner), runlocal. The largest variants, as
-planned for 1,024 chips:
-  python -m big_vision.tools.plan --config big_vision/configs/vit_i21k.py:variant=e/14,batch_size=16384,preset=fsdp,scan=True --topology v5p:8x8x16
+Arguments: variant, batch_size, epochs, dtype (of activations), preset (of
+sharding), remat (a policy of rematerialization; blocks are scanned then),
+runlocal. The largest variants, as planned for 1,024 chips:
+  python -m big_vision.tools.plan --config big_vision/configs/vit_i21k.py:variant=e/14,batch_size=16384,dtype=bfloat16,preset=fsdp,remat=dots_with_no_batch_dims_saveable --topology v5p:8x8x16
 """
 
 from big_vision import config as bvcc
@@ -23,8 +23,8 @@ import ml_collections
 
 def get_config(arg=None):
   arg = bvcc.parse_arg(
-      arg, variant="B/16", batch_size=4096, epochs=300, preset="replicate",
-      scan=False, runlocal=False)
+      arg, variant="B/16", batch_size=4096, epochs=300, dtype="float32",
+      preset="replicate", remat="none", runlocal=False)
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.total_epochs = arg.epochs
@@ -46,7 +46,8 @@ def get_config(arg=None):
   config.model_name = "vit"
   config.model = dict(
       variant=arg.variant if not arg.runlocal else "mu/16", rep_size=True,
-      pool_type="tok", dropout=0.1, attention="fused", scan=arg.scan)
+      pool_type="tok", dropout=0.1, attention="fused", dtype_mm=arg.dtype,
+      scan=arg.remat != "none", remat_policy=arg.remat)
   config.sharding_preset = arg.preset
 
   config.grad_clip_norm = 1.0

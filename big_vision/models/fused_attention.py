@@ -19,11 +19,15 @@ import functools
 import flax.linen as nn
 import jax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-# Logits of a head, float32, and what is computed from them must fit into the
-# 16 MiB that a kernel may use of a TPU's on-chip memory.
+# Logits of a head, float32, and what is computed from them must fit into a
+# TPU's on-chip memory.
 MAX_LENGTH = 1024
+# Bytes of that memory: what a kernel gets unless it says otherwise, and the
+# most it may ask for (chips have 64 MiB or more; the rest is the compiler's).
+_DEFAULT_VMEM, _MAX_VMEM = 16 * 2**20, 48 * 2**20
 
 _dot = functools.partial(
     jax.lax.dot_general, preferred_element_type=jnp.float32)
@@ -56,6 +60,12 @@ def fused(q, k, v, *, causal=False, scale=None):
         "Attention 'fused' wants as many keys and heads as queries have, and "
         f"at most {MAX_LENGTH} tokens; it got q {list(q.shape)}, k "
         f"{list(k.shape)}. 'dense' and 'memory_efficient' take any.")
+  if (need := _vmem(7, n, m * d, q.dtype)) > _MAX_VMEM:
+    raise ValueError(
+        f"Attention 'fused' of {n} tokens of {m} x {d} features in {q.dtype} "
+        f"needs {need / 2**20:.0f} MiB of on-chip memory; a kernel may use "
+        f"{_MAX_VMEM // 2**20}. dtype_mm='bfloat16' needs half of it; 'dense' "
+        "and 'memory_efficient' take any length and width.")
   scale = d ** -0.5 if scale is None else scale
 
   def local(q, k, v):
@@ -130,6 +140,7 @@ def _call(kernel, num_out, args, num_heads, scale, causal, interpret):
   """Runs a kernel for each example."""
   b, n, c = args[0].shape
   block = pl.BlockSpec((None, n, c), lambda i: (i, 0, 0))
+  need = _vmem(len(args) + num_out, n, c, args[0].dtype)
   return pl.pallas_call(
       functools.partial(kernel, num_heads=num_heads, scale=scale,
                         causal=causal),
@@ -137,7 +148,20 @@ def _call(kernel, num_out, args, num_heads, scale, causal, interpret):
       out_shape=[jax.ShapeDtypeStruct((b, n, c), args[0].dtype)] * num_out,
       # No cost_estimate: with one, XLA moves other operands into on-chip memory
       # earlier, and the step of a ViT-S/16 accesses 9 % more bytes.
+      compiler_params=pltpu.CompilerParams(
+          vmem_limit_bytes=max(need, _DEFAULT_VMEM)),
       interpret=interpret)(*args)
+
+
+def _vmem(num_blocks: int, n: int, c: int, dtype) -> int:
+  """Bytes of on-chip memory that a kernel needs, rather too many.
+
+  Blocks [n, c] are there twice, the next example's being fetched; of a head,
+  some arrays [n, n] of float32 are alive. Both are padded to tiles.
+  """
+  n, lanes = -(-n // 16) * 16, -(-n // 128) * 128
+  blocks = 2 * num_blocks * n * -(-c // 128) * 128 * jnp.dtype(dtype).itemsize
+  return blocks + 8 * n * lanes * 4
 
 
 def _heads(ref, num_heads):

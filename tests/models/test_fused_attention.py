@@ -145,3 +145,14 @@ def test_masks_are_refused():
   q, k, v = _inputs()
   with pytest.raises(ValueError, match="cannot honour 'mask'.*dense"):
     attention.attend(q, k, v, impl="fused", mask=jnp.ones((5, 5), bool))
+
+
+def test_what_does_not_fit_on_the_chip_is_refused():
+  """ViT-e: two of each block of 272 x 1792, logits of 272 x 384."""
+  wide = jax.ShapeDtypeStruct((1, 257, 16, 112), jnp.float32)
+  need = fused_attention._vmem(7, 257, 1792, jnp.float32)
+  assert need == 2 * 7 * 272 * 1792 * 4 + 8 * 272 * 384 * 4
+  assert jax.eval_shape(fused_attention.fused, *[wide] * 3).shape == wide.shape
+  long = jax.ShapeDtypeStruct((1, 1024, 16, 112), jnp.float32)
+  with pytest.raises(ValueError, match=r"130 MiB.*48. dtype_mm='bfloat16'"):
+    jax.eval_shape(fused_attention.fused, *[long] * 3)
