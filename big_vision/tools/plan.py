@@ -24,7 +24,6 @@ import ast
 import collections
 from collections.abc import Sequence
 import copy
-import itertools
 import math
 import os
 import re
@@ -425,8 +424,8 @@ def _plan_table(paths: Sequence[str]):
       plan = make_plan(config_lib.resolve(flags.FLAGS.config), hardware)
     except DoesNotFitError:
       plan = None
-    name = next(a for a in itertools.chain(
-        *(a.split("=", 1) for a in header_command(path))) if ".py" in a)
+    name = next(argument.removeprefix("--config=")
+                for argument in header_command(path) if ".py" in argument)
     print(table_row(os.path.basename(name), plan, hardware), flush=True)
 
 
