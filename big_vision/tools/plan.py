@@ -209,7 +209,17 @@ def remedies(config: Any) -> list[tuple[str, dict[str, Any]]]:
   for steps in (2, 4, 8):
     found.append((f"fsdp and grad_accum_steps={steps}",
                   {**fsdp, "grad_accum_steps": steps}))
-  return found
+
+  def outcome(values):
+    return {key: value for key, value in changed(config, values).items()
+            if value is not None}
+  # What the config does already, or an earlier remedy, is not tried again.
+  seen, new = [outcome({})], []
+  for words, values in found:
+    if (after := outcome(values)) not in seen:
+      seen.append(after)
+      new.append((words, values))
+  return new
 
 
 def changed(config: Any, values: dict[str, Any]):

@@ -175,6 +175,16 @@ def test_the_flagship_on_256_chips_is_what_it_was():
   assert links < 1.05 * FLAGSHIP["bytes_on_links"]
 
 
+def test_remedies_are_not_what_the_config_does_already():
+  config = vit_s16_i1k.get_config()
+  before = [words for words, _ in plan_lib.remedies(config)]
+  with config.unlocked():
+    config.sharding_preset = "fsdp"
+  after = [words for words, _ in plan_lib.remedies(config)]
+  assert after == [words for words in before
+                   if words not in ("sharding_preset='fsdp'", "both of these")]
+
+
 @pytest.mark.slow
 def test_a_step_that_does_not_fit_is_refused_with_what_would_fit():
   done = _run(
