@@ -9,11 +9,10 @@ same pipelines as in a run.
 
 import argparse
 
+from benchmarks import bare
 from benchmarks import timing
 from big_vision import build as build_lib
 from big_vision import config as config_lib
-from big_vision import sharding
-from big_vision import state as state_lib
 from big_vision.configs import quickstart
 
 
@@ -28,15 +27,9 @@ def main():
     config.evals.test.data.split = "train"
     del config.evals.samples
   config = config_lib.resolve(config)
-  built = build_lib.build(config)
-  evaluator, = build_lib.make_evaluators(config, built)
-  steps = built.info.data_size // built.info.batch_size
-  with sharding.use(built.mesh, built.rules), built.data.start(
-      0, built.batch_sharding) as batches:
-    state = state_lib.make(built.task, built.info, built.rng_init, built.shapes,
-                           built.shardings)
-    update = state_lib.make_update(
-        built.task, built.rng_train, built.shardings, built.mesh)
+  with bare.started(config) as (built, state, update, batches):
+    evaluator, = build_lib.make_evaluators(config, built)
+    steps = built.info.data_size // built.info.batch_size
 
     def train():
       nonlocal state

@@ -13,12 +13,10 @@ import statistics
 import tempfile
 import time
 
+from benchmarks import bare
 from benchmarks import timing
-from big_vision import build as build_lib
 from big_vision import config as config_lib
 from big_vision import metrics
-from big_vision import sharding
-from big_vision import state as state_lib
 from big_vision import train
 from big_vision.configs import quickstart
 
@@ -35,13 +33,7 @@ def _config(steps):
 
 def run_bare(steps) -> float:
   """Seconds a step of the compiled update alone."""
-  built = build_lib.build(_config(steps))
-  with sharding.use(built.mesh, built.rules), built.data.start(
-      0, built.batch_sharding) as batches:
-    state = state_lib.make(built.task, built.info, built.rng_init, built.shapes,
-                           built.shardings)
-    update = state_lib.make_update(
-        built.task, built.rng_train, built.shardings, built.mesh)
+  with bare.started(_config(steps)) as (_, state, update, batches):
     state, _, ok = update(state, {}, next(batches), ())
     bool(ok)
     start = time.perf_counter()

@@ -13,6 +13,7 @@ from big_vision import config as config_lib
 from big_vision import input_pipeline
 from big_vision import sharding
 from big_vision import state as state_lib
+from big_vision import tree
 from big_vision.evaluators import common as evaluators
 from big_vision.task import Info, Task
 
@@ -77,6 +78,17 @@ def build(config: config_lib.Config, devices=None) -> Built:
   shapes = state_lib.with_shardings(shapes, shardings)
   return Built(mesh, rules, batch_sharding, data, info, task, strategy, shapes,
                shardings, rng_init, rng_train)
+
+
+def describe(built: Built) -> str:
+  """A line for people: on what this run is, and how large it is."""
+  mesh, info = built.mesh, built.info
+  return (
+      f"{mesh.size} x {mesh.devices.flat[0].device_kind}, mesh "
+      f"{dict(mesh.shape)}, {jax.process_count()} process(es); "
+      f"{tree.num_elements(built.shapes.get('params', {})):,} parameters; "
+      f"{info.data_size:,} examples, {info.total_steps:,} steps of "
+      f"{info.batch_size}.")
 
 
 class LoopOptions(NamedTuple):

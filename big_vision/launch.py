@@ -16,6 +16,7 @@ import traceback
 from typing import NamedTuple
 import zlib
 
+from absl import flags
 from absl import logging
 import jax
 from jax.experimental import multihost_utils
@@ -56,6 +57,15 @@ def say(message: str):
   """Prints on the first process only: the console belongs to people."""
   if jax.process_index() == 0:
     print(message, flush=True)
+
+
+def define_flags():
+  """The arguments of `start_processes`, for programs of several processes."""
+  flags.DEFINE_string(
+      "coordinator_address", None, "HOST:PORT of process 0, where several "
+      "processes are not detected by themselves.")
+  flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+  flags.DEFINE_integer("process_id", None, "Which process this is, from 0.")
 
 
 class Processes(NamedTuple):

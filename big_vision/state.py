@@ -18,7 +18,7 @@ from big_vision.task import Info, State, Task
 
 
 class NonFiniteError(RuntimeError):
-  """The loss or a norm is NaN or infinite; the update was not applied."""
+  """The loss or a norm is NaN or infinite; this state is not to be kept."""
 
 
 def _init(task: Task, info: Info, rng, given) -> State:
@@ -153,7 +153,7 @@ def check_finite(step: int, measurements: Mapping, ok):
   bad = {name: value for name, value in values.items()
          if not jnp.isfinite(value)}
   raise NonFiniteError(
-      f"Step {step}: {', '.join(f'{k} is {v}' for k, v in bad.items())}. The "
-      f"update was not applied; the others were {values}. Common remedies are "
-      "a lower config.lr, config.grad_clip_norm=1.0, a longer warm-up; "
+      f"Step {step}: {', '.join(f'{k} is {v}' for k, v in bad.items())}. "
+      f"Nothing of this step is kept; all of them: {values}. Common remedies "
+      "are a lower config.lr, config.grad_clip_norm=1.0, a longer warm-up; "
       "config.max_rollbacks lets a run go around such data.")

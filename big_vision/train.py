@@ -25,8 +25,8 @@ from big_vision import launch
 from big_vision import metrics
 from big_vision import profiler
 from big_vision import sharding
+from big_vision import start as start_lib
 from big_vision import state as state_lib
-from big_vision import tree
 from big_vision import watchdog
 from big_vision.evaluators import common as evaluators
 
@@ -64,13 +64,7 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
   """
   built = build_lib.build(config)
   mesh, info, task = built.mesh, built.info, built.task
-  launch.say(
-      f"{mesh.size} x {mesh.devices.flat[0].device_kind}, mesh "
-      f"{dict(mesh.shape)}, {jax.process_count()} process(es); "
-      f"{tree.num_elements(built.shapes.get('params', {})):,} parameters; "
-      f"{info.data_size:,} examples, {info.total_steps:,} steps of "
-      f"{info.batch_size}.")
-
+  launch.say(build_lib.describe(built))
   options = build_lib.loop_options(config, info)
   log_every, ckpt_every = options.log_every, options.ckpt_every
   checkpoints = checkpoint.Checkpoints(
@@ -91,48 +85,23 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
   if jax.process_index() == 0:
     config_lib.store_in_workdir(workdir, config)
 
-  # In this order: this run's own checkpoint, another run's that the config
-  # names, parameters that the task loads, from scratch.
-  restored = checkpoints.restore(built.shapes)
-  if restored is None and options.resume is not None:
-    restored = checkpoint.Checkpoints(
-        os.path.join(options.resume, "checkpoints"), read_only=True).restore(
-            built.shapes)
-    if restored is None:
-      raise config_lib.ConfigError(
-          f"config.resume={options.resume!r} has no checkpoints to continue "
-          "from.")
-  if restored is None:
-    first_step, saved = 0, {}
-    state = state_lib.make(task, info, built.rng_init, built.shapes,
-                           built.shardings)
-  else:
-    first_step, state, saved = restored
-    launch.say(f"Continuing after step {first_step}.")
-  # A run that was allowed to change its batch size goes on where it was in the
-  # data: it skips what is left of a batch and sees no example again.
-  first_batch = -(-saved.get("examples", first_step * info.batch_size)
-                  // info.batch_size)
-  first_batch = max(first_batch, next_batch)
-  rollbacks = max(rollbacks, saved.get("rollbacks", 0))
+  start = start_lib.find(built, checkpoints, options.resume)
+  first_step, state = start.step, start.state
+  rollbacks = max(rollbacks, start.rollbacks)
+  first_batch = max(next_batch, start.batch)
   if first_batch != batches.first_batch:
     batches.close()
     batches = built.data.start(first_batch, built.batch_sharding)
 
   frozen = state_lib.put_frozen(task, built.strategy, mesh)
   update = state_lib.make_update(task, built.rng_train, built.shardings, mesh)
-  # What was measured after `first_step` if its evaluation is still to be done.
-  unevaluated = saved.get("unevaluated")
-  if restored is None:
-    unevaluated = {
-        "num_params": tree.num_elements(state.get("params", {}))}
   writer = metrics.Writer(
-      workdir, resume_step=first_step - (unevaluated is not None),
+      workdir, resume_step=first_step - (start.unevaluated is not None),
       config=config.to_dict(), wandb=options.wandb,
       enabled=jax.process_index() == 0)
   chrono = metrics.Chrono(
       first_step, info.total_steps, info.batch_size, mesh.size,
-      mesh.devices.flat[0].device_kind, info.data_size, saved.get("chrono"))
+      mesh.devices.flat[0].device_kind, info.data_size, start.chrono)
 
   @contextlib.contextmanager
   def aside(name):
@@ -200,8 +169,8 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
   unchecked = None
   with (rolling_back(), sharding.use(mesh, built.rules), batches, writer,
         checkpoints, best, profile):
-    if unevaluated is not None:
-      conclude(first_step, unevaluated)
+    if start.unevaluated is not None:
+      conclude(first_step, start.unevaluated)
     for step in range(first_step + 1, info.total_steps + 1):
       static = tuple(sorted(task.static(step - 1).items()))
       profile.before(step, state)
@@ -253,11 +222,7 @@ def define_flags():
   flags.DEFINE_bool(
       "allow_config_change", False, "Continue the run in --workdir although "
       "its config was another.")
-  flags.DEFINE_string(
-      "coordinator_address", None, "HOST:PORT of process 0, where several "
-      "processes are not detected by themselves.")
-  flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-  flags.DEFINE_integer("process_id", None, "Which process this is, from 0.")
+  launch.define_flags()
   flags.mark_flags_as_required(["config", "workdir"])
 
 

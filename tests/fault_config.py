@@ -7,6 +7,7 @@ They are no part of the config, so that a run can be continued without it:
   FAULT_EVAL=FILE  evaluations take a minute while FILE exists, and make
                    FILE.reached
   FAULT_FOLDER=DIR images from a folder instead
+  FAULT_NPZ=FILE   images from a .npz instead
 """
 
 import importlib.util
@@ -31,10 +32,12 @@ def _tiny(arg):
 
 def get_config(arg=None):
   arg = bvcc.parse_arg(
-      arg, steps=6, evals=0, depth=1, watchdog=None, fsdp=False, model=1)
+      arg, steps=6, evals=0, depth=1, watchdog=None, fsdp=False, model=1,
+      rollbacks=0)
   config = _tiny(f"steps={arg.steps},fsdp={arg.fsdp},model={arg.model}")
   config.model.depth = arg.depth
   config.ckpt_steps = 2
+  config.max_rollbacks = arg.rollbacks
   if arg.watchdog:
     config.watchdog = arg.watchdog
   test = config.evals.test.copy_and_resolve_references()
@@ -48,6 +51,10 @@ def get_config(arg=None):
     config.input.data = dict(name="bv:folder", path=folder, split="train")
     config.input.pp = (
         "decode(channels=1)|resize(8)|value_range(-1, 1)|"
+        "onehot(10, key='label', key_result='labels')|keep('image', 'labels')")
+  if fname := os.environ.get("FAULT_NPZ"):
+    config.input.data = dict(name="bv:npz", fname=fname)
+    config.input.pp = (
         "onehot(10, key='label', key_result='labels')|keep('image', 'labels')")
   config.trainer = "fault"
   _register_ops()

@@ -249,6 +249,25 @@ def test_a_bad_record_of_one_of_two(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_go_around_data_that_is_not_finite_as_one_does(tmp_path):
+  """Of 4 batches an epoch, one has an image that is NaN."""
+  images = np.random.default_rng(0).uniform(0, 16, (64, 8, 8, 1))
+  images[17, 0, 0] = np.nan
+  np.savez(tmp_path / "images.npz", image=images.astype(np.float32),
+           label=np.arange(64) % 10)
+  config = f"{CONFIG}:rollbacks=3"
+  env = {"FAULT_NPZ": str(tmp_path / "images.npz")}
+  alone = processes.start(tmp_path / "one", config=config, **env)
+  both = processes.start_several(
+      tmp_path / "two", config=config, env=[env] * 2)
+  for process in (alone, *both):
+    processes.finish(process)
+  assert "Rollback 1: " in processes.output(alone)
+  assert "Rollback 1: " in processes.output(both[0])
+  processes.assert_close(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
 def test_killed_and_continued_elsewhere(tmp_path):
   """Heads and MLPs split; on half of them, fsdp; on one's 8 devices, fsdp."""
   config = f"{CONFIG}:steps=16,evals=1"

@@ -353,21 +353,9 @@ def fix_old_params(params: Mapping) -> dict:
 
 def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
          dont_load: Sequence[str] = ()) -> dict:
-  """Parameters of a file, fitted to a model.
+  """As `weights.load`; also of files with older names.
 
-  Args:
-    init_params: the model's parameters, as jax.ShapeDtypeStruct or arrays.
-    init_file: an .npz file, see `weights.read_npz`; there are no published
-      weights of this form, but of `bit_paper`.
-    model_cfg: what the model was made with; nothing here depends on it.
-    dont_load: regexes of the model's names to leave out, like "head/.*".
-
-  Returns:
-    The structure of `init_params`: NumPy arrays, and for what `dont_load`
-    leaves out, the leaf that was given.
-
-  Raises:
-    ValueError: what does not fit, all at once, see `weights.fit`.
+  There are no published weights of this form, but of `bit_paper`.
   """
   del model_cfg  # `init_params` say it all.
   params = fix_old_params(weights.read_npz(init_file))

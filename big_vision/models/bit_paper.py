@@ -247,24 +247,12 @@ def _fix_old_name(name: str) -> str:
 
 def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
          dont_load: Sequence[str] = ()) -> dict:
-  """Parameters of a file, fitted to a model; also of TensorFlow files.
+  """As `weights.load`; also of TensorFlow files, and of published ones by name.
 
-  Args:
-    init_params: the model's parameters, as jax.ShapeDtypeStruct or arrays.
-    init_file: one of VANITY_NAMES; or "S", "M" (pre-trained on ILSVRC-2012,
-      ImageNet-21k), "M-imagenet2012", "M-run0-caltech101" (then fine-tuned,
-      the latter the first of three times); or an .npz file, see
-      `weights.read_npz`.
-    model_cfg: what the model was made with; its depth and width tell which of
-      the paper's files is meant.
-    dont_load: regexes of the model's names to leave out, like "head/.*".
-
-  Returns:
-    The structure of `init_params`: NumPy arrays, and for what `dont_load`
-    leaves out, the leaf that was given.
-
-  Raises:
-    ValueError: what does not fit, all at once, see `weights.fit`.
+  `init_file` may be one of VANITY_NAMES; or "S", "M" (pre-trained on
+  ILSVRC-2012, ImageNet-21k), "M-imagenet2012", "M-run0-caltech101" (then
+  fine-tuned, the latter the first of three times), of the paper's files that
+  for the depth and width in `model_cfg`.
   """
   params = fix_old_params(weights.read_npz(_find(init_file, model_cfg)))
   return weights.fit(params, init_params, dont_load, init_file)

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 # TPU's on-chip memory.
 MAX_LENGTH = 1024
 # Bytes of that memory: what a kernel gets unless it says otherwise, and the
-# most it may ask for (chips have 64 MiB or more; the rest is the compiler's).
+# most it may ask for. The compilers for v5e, v5p and v6e grant that; v4's has
+# 16 MiB, and says so where a model needs more.
 _DEFAULT_VMEM, _MAX_VMEM = 16 * 2**20, 48 * 2**20
 
 _dot = functools.partial(
@@ -52,7 +53,8 @@ def fused(q, k, v, *, causal=False, scale=None):
     [b, n, m, d], dtype of `q`; logits and sums are float32.
 
   Raises:
-    ValueError: keys of another length or number of heads, too many tokens.
+    ValueError: keys of another length or number of heads, too many tokens, or
+      more features in a device's heads than on-chip memory is for.
   """
   b, n, m, d = q.shape
   if k.shape != q.shape or n > MAX_LENGTH:
@@ -60,17 +62,18 @@ def fused(q, k, v, *, causal=False, scale=None):
         "Attention 'fused' wants as many keys and heads as queries have, and "
         f"at most {MAX_LENGTH} tokens; it got q {list(q.shape)}, k "
         f"{list(k.shape)}. 'dense' and 'memory_efficient' take any.")
-  if (need := _vmem(7, n, m * d, q.dtype)) > _MAX_VMEM:
-    raise ValueError(
-        f"Attention 'fused' of {n} tokens of {m} x {d} features in {q.dtype} "
-        f"needs {need / 2**20:.0f} MiB of on-chip memory; a kernel may use "
-        f"{_MAX_VMEM // 2**20}. dtype_mm='bfloat16' needs half of it; 'dense' "
-        "and 'memory_efficient' take any length and width.")
   scale = d ** -0.5 if scale is None else scale
 
   def local(q, k, v):
     """What one device does with its examples and heads."""
     b, n, m, d = q.shape
+    if (need := _vmem(7, n, m * d, q.dtype)) > _MAX_VMEM:
+      raise ValueError(
+          f"Attention 'fused' of {n} tokens of {m} x {d} features in {q.dtype} "
+          f"needs {need / 2**20:.0f} MiB of on-chip memory; a kernel may use "
+          f"{_MAX_VMEM // 2**20}. dtype_mm='bfloat16' needs half of it, heads "
+          "that are split over devices less; 'dense' and 'memory_efficient' "
+          "take any length and width.")
     flat = (x.reshape(b, n, m * d) for x in (q, k, v))
     return _attend(*flat, m, scale, causal).reshape(b, n, m, d)
 

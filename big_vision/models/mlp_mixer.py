@@ -217,21 +217,9 @@ VANITY_NAMES = {
 
 def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
          dont_load: Sequence[str] = ()) -> dict:
-  """Parameters of a file, fitted to a model.
+  """As `weights.load`; `init_file` may also be one of VANITY_NAMES.
 
-  Args:
-    init_params: the model's parameters, as jax.ShapeDtypeStruct or arrays.
-    init_file: one of VANITY_NAMES or an .npz file, see `weights.read_npz`.
-    model_cfg: what the model was made with; nothing here depends on it.
-    dont_load: regexes of the model's names to leave out, like "head/.*".
-
-  Returns:
-    The structure of `init_params`: NumPy arrays, and for what `dont_load`
-    leaves out, the leaf that was given.
-
-  Raises:
-    ValueError: what does not fit, all at once, see `weights.fit`. That includes
-      the weights that mix tokens, if the images have another size.
+  Images of another size do not fit the weights that mix tokens.
   """
   del model_cfg  # `init_params` say it all.
   params = weights.read_npz(weights.find(init_file, VANITY_NAMES))

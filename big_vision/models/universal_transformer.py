@@ -421,26 +421,4 @@ class UniversalTransformer(nn.Module):
 
 
 Model = UniversalTransformer
-
-
-def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
-         dont_load: Sequence[str] = ()) -> dict:
-  """Parameters of a file, fitted to a model; nothing is published to load.
-
-  Args:
-    init_params: the model's parameters, as jax.ShapeDtypeStruct or arrays.
-    init_file: an .npz file, see `weights.read_npz`.
-    model_cfg: what the model was made with; nothing here depends on it.
-    dont_load: regexes of the model's names to leave out, like "head/.*".
-
-  Returns:
-    The structure of `init_params`: NumPy arrays, and for what `dont_load`
-    leaves out, the leaf that was given.
-
-  Raises:
-    ValueError: what does not fit, all at once, see `weights.fit`.
-  """
-  del model_cfg  # `init_params` say it all.
-  return weights.fit(
-      weights.read_npz(weights.find(init_file, {})), init_params, dont_load,
-      init_file)
+load = weights.load  # Nothing is published.

@@ -7,6 +7,7 @@ names are "/"-joined paths; files that would need unpickling are refused.
 from collections.abc import Mapping, Sequence
 import io
 import re
+from typing import Any
 import zipfile
 
 import jax.numpy as jnp
@@ -193,6 +194,30 @@ def _same_kind(a, b):
 
 def _describe(leaf):
   return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
+         dont_load: Sequence[str] = ()) -> dict:
+  """Parameters of a file, fitted to a model: what every model's `load` does.
+
+  It is the `load` of models of which nothing is published and no older names
+  exist.
+
+  Args:
+    init_params: the model's parameters, as jax.ShapeDtypeStruct or arrays.
+    init_file: an .npz file, see `read_npz`.
+    model_cfg: what the model was made with; nothing here depends on it.
+    dont_load: regexes of the model's names to leave out, like "head/.*".
+
+  Returns:
+    The structure of `init_params`: NumPy arrays, and for what `dont_load`
+    leaves out, the leaf that was given.
+
+  Raises:
+    ValueError: what does not fit, all at once, see `fit`.
+  """
+  del model_cfg  # `init_params` say it all.
+  return fit(read_npz(find(init_file, {})), init_params, dont_load, init_file)
 
 
 def find(name: str, published: Mapping[str, str]) -> str:

@@ -58,6 +58,7 @@ def define_flags():
   flags.DEFINE_string("workdir", None, "The run.")
   flags.DEFINE_integer("step", None, "Which checkpoint; default: newest.")
   flags.DEFINE_bool("best", False, "Take the best checkpoint instead.")
+  launch.define_flags()
   flags.mark_flag_as_required("workdir")
 
 
@@ -69,7 +70,8 @@ def main(argv):
       input_pipeline.DataError: launch.EXIT_DATA,
       checkpoint.CheckpointDamaged: launch.EXIT_STORAGE,
       checkpoint.StorageError: launch.EXIT_STORAGE}):
-    launch.start_processes()
+    launch.start_processes(
+        args.coordinator_address, args.num_processes, args.process_id)
     stored = config_lib.load_workdir(args.workdir)
     if stored is None:
       raise config_lib.ConfigError(

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models import drawn
+
 # The exact ones that run without a GPU. No chunk divides a length.
 IMPLS = {
     "dense": dict(impl="dense"),
@@ -17,9 +19,7 @@ IMPLS = {
     "chunks": dict(impl="memory_efficient", query_chunk_size=2,
                    key_chunk_size=3),
 }
-# These programs run once: compiling them is what takes time.
-_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+_jit = drawn.jit
 B, N, S, M, D = 2, 3, 4, 4, 8
 
 

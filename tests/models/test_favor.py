@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from tests.models import drawn
+
 B, N, S, M, M_KV, D, R = 2, 5, 7, 4, 2, 4, 6
-# These programs run once: compiling them is what takes time.
-_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+_jit = drawn.jit
 
 
 def _qkv(n=N, s=S, m=M, m_kv=M_KV, d=D, b=B, scale=1.0, seed=0):

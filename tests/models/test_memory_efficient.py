@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models import drawn
+
 B, N, S, M, M_KV, D = 2, 3, 4, 4, 2, 8
 # Neither divides a length.
 CHUNKS = dict(impl="memory_efficient", query_chunk_size=2, key_chunk_size=3)
-# These programs run once: compiling them is what takes time.
-_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+_jit = drawn.jit
 
 
 def _qkv(n=N, s=S):
