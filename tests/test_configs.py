@@ -2,12 +2,17 @@
 
 import importlib
 import json
-import os
+import pathlib
 
 from big_vision import build as build_lib
+from big_vision import compiled
 from big_vision import config as config_lib
+from big_vision import configs
 from big_vision import train as train_lib
 from big_vision import tree
+from big_vision.configs import fashion_mnist_models
+import jax
+import jax.numpy as jnp
 from PIL import Image
 import numpy as np
 import pytest
@@ -22,9 +27,19 @@ FULL = {
     "bit_i1k": (None, {}),
     "transfer": (None, {}),
     "fashion_mnist": (None, {}),
-    "fashion_mnist_ut": (None, {}),
+    "fashion_mnist_models": ("model=ut", {}),
     "quickstart": (None, {}),
+    "sequences": ("task=addition", {}),
+    "proj.pvr.compositional": (None, {}),
 }
+# Other arguments that make other models or tasks.
+MORE = [
+    ("fashion_mnist_models", "model=mixer"),
+    ("fashion_mnist_models", "model=resnet"),
+    ("fashion_mnist_models", "model=performer"),
+    ("sequences", "task=copy"),
+    ("proj.pvr.compositional", "model=transformer"),
+]
 PARAMETERS = {
     # Closed form: ViT-S/16 with 1,000 classes, rep_size, no stored posemb.
     "vit_s16_i1k": 22_122_472,
@@ -35,8 +50,8 @@ PARAMETERS = {
     "bit_i1k": 25_557_032,
 }
 # Those for which nothing that runs here is the size they are for.
-BIG = {name for name in FULL
-       if name != "quickstart" and not name.startswith("fashion_mnist")}
+BIG = {"vit_s16_i1k", "vit_i1k", "vit_i21k", "mlp_mixer_i1k", "bit_i1k",
+       "transfer"}
 
 
 def _config(name, arg=None, **changes):
@@ -48,10 +63,9 @@ def _config(name, arg=None, **changes):
 
 
 def test_no_config_is_forgotten():
-  folder = os.path.dirname(importlib.import_module(
-      "big_vision.configs").__file__)
-  names = {name.removesuffix(".py") for name in os.listdir(folder)
-           if name.endswith(".py")} - {"__init__"}
+  folder = pathlib.Path(configs.__file__).parent
+  names = {".".join(path.relative_to(folder).with_suffix("").parts)
+           for path in folder.rglob("*.py") if path.stem != "__init__"}
   assert names == set(FULL)
 
 
@@ -71,15 +85,40 @@ def test_builds_without_allocating(name, imagenet_like, monkeypatch):
     assert tree.num_elements(built.shapes["params"]) == PARAMETERS[name]
 
 
+@pytest.mark.parametrize("name, arg", MORE)
+def test_other_models_build(name, arg, imagenet_like, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", imagenet_like)
+  assert build_lib.build(_config(name, arg)).shapes["params"]
+
+
+def test_the_models_of_fashion_mnist_cost_the_same():
+  """By counting what the traced gradient multiplies."""
+  for name, (module, mflop, kw) in fashion_mnist_models.MODELS.items():
+    model = importlib.import_module(f"big_vision.models.{module}").Model(
+        num_classes=10, **kw)
+    image = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+
+    def loss(params, variables, image, model=model):
+      logits, _ = model.apply(
+          {**variables, "params": params}, image, train=True)
+      return logits.mean()
+
+    flops = compiled.count_flops(jax.make_jaxpr(jax.grad(loss))(
+        variables["params"], variables, image))
+    assert flops / 2e6 == pytest.approx(mflop, rel=.02), name
+
+
 @pytest.mark.parametrize("name", sorted(FULL))
 def test_trains_two_steps(name, imagenet_like, monkeypatch, tmp_path):
   monkeypatch.setenv("TFDS_DATA_DIR", imagenet_like)
   changes = {"total_steps": 2, "total_epochs": None, "input.batch_size": 8,
              "log_training_steps": 1, "log_training_epochs": None,
              **FULL[name][1]}
+  arg = "runlocal" if name in BIG else FULL[name][0]
   if name in BIG:
     changes["schedule.warmup_steps"] = 1
-  config = _config(name, "runlocal" if name in BIG else None, **changes)
+  config = _config(name, arg, **changes)
   train_lib.train(config, str(tmp_path))
   rows = [json.loads(line)
           for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

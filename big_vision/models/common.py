@@ -57,6 +57,41 @@ def check_patches(
   return patch_size
 
 
+def check_text(text, vocab_size: int, hint: str = ""):
+  """Raises ValueError, ending in `hint`, unless `text` is int[b, n]."""
+  if text.ndim != 2 or not jnp.issubdtype(text.dtype, jnp.integer):
+    raise ValueError(
+        f"With vocab_size={vocab_size} text must be int[b, n]; it is "
+        f"{text.dtype}{list(text.shape)}. {hint}".rstrip())
+
+
+def check_mask(mask, shape: Sequence[int]):
+  """bool[b, n] of a mask of tokens, bool or number; None of None.
+
+  Raises:
+    ValueError: it has another shape than `shape`.
+  """
+  if mask is None:
+    return None
+  if mask.shape != tuple(shape):
+    raise ValueError(
+        f"A mask must have a number for every token, {list(shape)}; it is "
+        f"{mask.dtype}{list(mask.shape)}.")
+  return mask > 0
+
+
+def mean_of_tokens(x, mask=None):
+  """Mean over axis 1, [b, n, ...] -> [b, ...], of what `mask` bool[b, n] has.
+
+  Without a mask it is that of all; of nothing it is 0.
+  """
+  if mask is None:
+    return jnp.mean(x, axis=1)
+  mask = mask.reshape(*mask.shape, *(1,) * (x.ndim - 2))
+  return (jnp.sum(jnp.where(mask, x, 0), axis=1)
+          / jnp.maximum(jnp.sum(mask, axis=1), 1))
+
+
 def decode_variant(
     variant: str | None, variants: Mapping[str, Sequence[int]],
     names: Sequence[str], *, family: str, is_square: bool = False,

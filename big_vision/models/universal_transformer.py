@@ -151,7 +151,7 @@ class Block(nn.Module):
       carry: after the step before.
       t: number of the step.
       train: whether dropout acts.
-      posemb: float32[n, d], what is added at every step.
+      posemb: float32[n, d] or [b, n, d], what is added at every step.
       mask: bool[b, n], False for padding; None if there is none.
 
     Returns:
@@ -276,6 +276,9 @@ class UniversalTransformer(nn.Module):
     posemb: of places, "sincos" (tokens one after the other) or "sincos2d"
       (images, rows and columns). Sines of the step are added to either, both
       anew at every step.
+    max_shift: in training, places are counted from a random number up to this,
+      another for every example, so that a model learns distances more than
+      places and may read longer texts (Section 3.3); "sincos" only.
     pool_type: what the head sees: "gap" the mean of the tokens, "none" each.
     head_zeroinit: whether the head's kernel starts at zero.
     dropout: rate, of what enters the first step and on both branches.
@@ -298,6 +301,7 @@ class UniversalTransformer(nn.Module):
   transition: str = "dense"
   norm: str = "post"
   posemb: str = "sincos"
+  max_shift: int = 0
   pool_type: str = "gap"
   head_zeroinit: bool = True
   dropout: float = 0.0
@@ -313,10 +317,10 @@ class UniversalTransformer(nn.Module):
     Args:
       image: float32[b, height, width, channels], by custom in [-1, 1]; with
         `vocab_size` instead text, int[b, n] in [0, vocab_size).
-      mask: bool[b, n], False for padding, which no token sees, no mean counts
-        and no step is taken for; None if there is none.
-      train: whether all steps are taken, and dropout acts; it draws from the
-        rng stream "dropout".
+      mask: bool or number[b, n], 0 for padding, which no token sees, no mean
+        counts and no step is taken for; None if there is none.
+      train: whether all steps are taken, and dropout and shifts act; they draw
+        from the rng stream "dropout".
 
     Returns:
       logits: float32[b, k], with pool_type "none" per token, [b, n, k] (of
@@ -346,14 +350,15 @@ class UniversalTransformer(nn.Module):
     grid = x.shape[1:-1]
     x = x.reshape(x.shape[0], -1, self.width)
     b, n, d = x.shape
-    if mask is not None and (mask.shape != (b, n) or mask.dtype != jnp.bool_):
-      raise ValueError(
-          f"A mask of tokens must be bool{[b, n]}, it is "
-          f"{mask.dtype}{list(mask.shape)}.")
+    mask = common.check_mask(mask, (b, n))
     if self.posemb == "sincos2d":
       posemb = vit.posemb_sincos2d(*grid, d)[0]
     else:
-      posemb = sincos(jnp.arange(1, n + 1), d)
+      place = jnp.arange(1, n + 1)
+      if train and self.max_shift:
+        place += jax.random.randint(
+            self.make_rng("dropout"), (b, 1), 0, self.max_shift + 1)
+      posemb = sincos(place, d)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
     x = common.constrain(x, "act_batch", "act_len", "act_emb")
 
@@ -376,9 +381,7 @@ class UniversalTransformer(nn.Module):
               out["encoder"]["num_executed"].astype(jnp.float32)}
 
     if self.pool_type == "gap":
-      # Padding is zero, and an example may be all padding.
-      num_real = jnp.sum(real, axis=1, keepdims=True)
-      x = jnp.sum(x, axis=1) / jnp.maximum(num_real, 1)
+      x = common.mean_of_tokens(x, mask)
     out["pre_logits"] = x
     if self.num_classes:
       head_init = {"kernel_init": nn.initializers.zeros} if (
@@ -390,11 +393,8 @@ class UniversalTransformer(nn.Module):
   def _tokens(self, image, dtype):
     """[b, h, w, d] of images, [b, n, d] of text."""
     if self.vocab_size is not None:
-      if image.ndim != 2 or not jnp.issubdtype(image.dtype, jnp.integer):
-        raise ValueError(
-            f"With vocab_size={self.vocab_size} text must be int[b, n]; it is "
-            f"{image.dtype}{list(image.shape)}. For images, leave vocab_size "
-            "out.")
+      common.check_text(
+          image, self.vocab_size, "For images, leave vocab_size out.")
       # As large as the coordinates, which it would drown in otherwise.
       return nn.Embed(
           self.vocab_size, self.width, dtype=dtype, name="embedding",
@@ -416,6 +416,10 @@ class UniversalTransformer(nn.Module):
       raise ValueError(f"max_steps must be at least 1, it is {self.max_steps}.")
     if not 0 < self.epsilon < 1:
       raise ValueError(f"epsilon must be in (0, 1), it is {self.epsilon}.")
+    if self.max_shift < 0 or (self.max_shift and self.posemb != "sincos"):
+      raise ValueError(
+          f"max_shift={self.max_shift} must be at least 0, and 0 unless posemb "
+          f"is 'sincos'; it is {self.posemb!r}.")
     if self.posemb == "sincos2d" and self.vocab_size is not None:
       raise ValueError("posemb='sincos2d' is for images; text has 'sincos'.")
 

@@ -113,15 +113,24 @@ class Encoder1DBlock(nn.Module):
   gelu: str = "tanh"
 
   @nn.compact
-  def __call__(self, x, rate, train: bool):
-    """[b, n, d] -> [b, n, d], out; `rate` of stochastic depth or None."""
+  def __call__(self, x, rate, train: bool, mask=None):
+    """[b, n, d] -> [b, n, d], out.
+
+    Args:
+      x: [b, n, d].
+      rate: of stochastic depth, or None.
+      train: whether it and dropout act.
+      mask: bool[b, n], False for tokens that are not looked at; None if all
+        are.
+    """
     out = {}
+    seen = None if mask is None else mask[:, None, None, :]
     # Flax numbers submodules in the order of the calls; the names are spelt
     # out where the class is called differently than in published weights.
     y = nn.LayerNorm(dtype=self.dtype)(x)
     y = out["sa"] = attention_lib.MultiHeadAttention(
         self.num_heads, attention=self.attention, dtype=self.dtype,
-        name="MultiHeadDotProductAttention_0")(y)
+        name="MultiHeadDotProductAttention_0")(y, mask=seen)
     x = out["+sa"] = self._add(x, y, rate, train)
 
     y = nn.LayerNorm(dtype=self.dtype)(x)
@@ -160,8 +169,8 @@ class Encoder(nn.Module):
   gelu: str = "tanh"
 
   @nn.compact
-  def __call__(self, x, train: bool):
-    """[b, n, d] -> float32[b, n, d], out."""
+  def __call__(self, x, train: bool, mask=None):
+    """[b, n, d] -> float32[b, n, d], out; `mask` as in `Encoder1DBlock`."""
     common.check_choice(
         "stoch_depth_mode", self.stoch_depth_mode, common.STOCH_DEPTH_MODES)
     rates = common.stoch_depth_rates(self.stoch_depth, self.depth)
@@ -175,15 +184,16 @@ class Encoder(nn.Module):
       x, outs = nn.scan(
           block, variable_axes={"params": 0, attention_lib.FEATURES: 0},
           split_rngs={"params": True, "dropout": True},
-          in_axes=(0, nn.broadcast), length=self.depth)(
+          in_axes=(0,) + (nn.broadcast,) * 2, length=self.depth)(
               **args, name="encoderblock")(
-                  x, jnp.asarray(rates) if self.stoch_depth else None, train)
+                  x, jnp.asarray(rates) if self.stoch_depth else None, train,
+                  mask)
       for i in range(self.depth):
         out[f"block{i:02d}"] = jax.tree.map(lambda leaf, i=i: leaf[i], outs)
     else:
       for i, rate in enumerate(rates):
         x, out[f"block{i:02d}"] = block(**args, name=f"encoderblock_{i}")(
-            x, rate or None, train)
+            x, rate or None, train, mask)
     out["pre_ln"] = x
     # From here on float32: means over tokens and logits are sensitive.
     return nn.LayerNorm(name="encoder_norm", dtype=jnp.float32)(x), out

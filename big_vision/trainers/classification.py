@@ -15,13 +15,19 @@ from big_vision import optim
 from big_vision import task as task_lib
 from big_vision import tree
 from big_vision.models import attention
+from big_vision.models import common
 from big_vision.task import Info, Task
 
 
 def make_task(config: config_lib.Config, info: Info) -> Task:
-  """Supervised classification of images.
+  """Supervised classification of images, of texts, or of each of their tokens.
 
-  The batch has "image", float32[b, h, w, c], and "labels", float32[b, k].
+  The batch has what the model reads, by default "image", float32[b, h, w, c],
+  and "labels", float32[b, k] or, where each has one class, int[b]. A model that
+  answers for every token, logits [b, n, k], wants labels [b, n, k] or int[b, n]
+  and "mask", number[b, n], of which tokens count; an example's loss and
+  accuracy are the means over those.
+
   The state has "params", "opt" and, with `config.ema_decay`, "ema"; beside them
   the model's other collections, under their names: what a forward pass changes
   ("batch_stats") and the random "features" of attention, which are drawn anew
@@ -36,9 +42,11 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   of "loss" see `loss` alone.
 
   Args:
-    config: reads model_name, model, num_classes, model_init, model_load, loss,
-      aux_losses, init_head_bias, mixup, cutmix, grad_accum_steps, ema_decay,
-      redraw_{steps,examples,epochs,percent} and the keys of `optim.make`.
+    config: reads model_name, model, num_classes, model_inputs (keys of the
+      batch, in the order of the model's arguments; by default ("image",)),
+      model_init, model_load, loss, aux_losses, init_head_bias, mixup, cutmix,
+      grad_accum_steps, ema_decay, redraw_{steps,examples,epochs,percent} and
+      the keys of `optim.make`.
     info: what the loop knows.
   """
   models = config_lib.import_by_name(
@@ -47,9 +55,18 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
                           "config.model", num_classes=config.num_classes)
   loss_fn = losses.get_loss(config.get("loss", "sigmoid_xent"))
   aux_weights = dict(config.get("aux_losses", {}))
+  input_keys = tuple(config.get("model_inputs", ("image",)))
+
+  def read(batch):
+    """What the model is called with."""
+    if missing := [key for key in input_keys if key not in batch]:
+      raise config_lib.ConfigError(
+          f"config.model_inputs has {missing}, which the batch has not; it has "
+          f"{sorted(batch)}. Does the preprocessing keep them?")
+    return [batch[key] for key in input_keys]
 
   def init_variables(rng, batch):
-    variables = dict(model.init(rng, batch["image"]))
+    variables = dict(model.init(rng, *read(batch)))
     if (bias := config.get("init_head_bias")) is not None:
       head = variables["params"]["head"]
       head["bias"] = jnp.full_like(head["bias"], bias)
@@ -93,15 +110,24 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
     return {"params": tree.keep(
         params, lambda leaf: not isinstance(leaf, jax.ShapeDtypeStruct))}
 
+  def score(logits, batch):
+    """Loss and accuracy, float32[b] each."""
+    labels = dense_labels(batch["labels"], logits.shape)
+    top1 = jnp.take_along_axis(
+        labels, jnp.argmax(logits, axis=-1, keepdims=True), axis=-1)[..., 0]
+    loss = loss_fn(logits=logits, labels=labels)
+    if loss.ndim == 1:
+      return loss, top1
+    counts = common.check_mask(batch["mask"], loss.shape)
+    return tuple(common.mean_of_tokens(x, counts) for x in (loss, top1))
+
   def loss_and_changes(params, batch, rng, others):
     (logits, out), changed = model.apply(
-        {"params": params, **others}, batch["image"], train=True,
+        {"params": params, **others}, *read(batch), train=True,
         rngs={"dropout": rng}, mutable=mutable)
-    top1 = jnp.take_along_axis(
-        batch["labels"], jnp.argmax(logits, axis=1)[:, None], axis=1)
-    loss = loss_fn(logits=logits, labels=batch["labels"]).mean()
+    loss, top1 = score(logits, batch)
     aux_loss, measurements = weigh_auxiliary(out, aux_weights)
-    return loss + aux_loss, (
+    return loss.mean() + aux_loss, (
         {**measurements, "training_prec@1": top1.mean()}, changed)
 
   grad_accum_steps = config.get("grad_accum_steps", 1)
@@ -129,11 +155,11 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
 
   def predict(state, batch):
     variables = {name: state[name] for name in ("params", *collections)}
-    return model.apply(variables, batch["image"])
+    return model.apply(variables, *read(batch))
 
   def loss(state, batch):
     logits, _ = predict(state, batch)
-    return {"loss": loss_fn(logits=logits, labels=batch["labels"])}
+    return {"loss": score(logits, batch)[0]}
 
   task = Task(init, update, {"predict": predict, "loss": loss},
               sched_fns=sched_fns, load=load)
@@ -143,6 +169,27 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   if (decay := config.get("ema_decay")) is not None:
     task = task_lib.with_ema(task, decay)
   return task
+
+
+def dense_labels(labels, shape):
+  """Labels as a loss takes them: of the logits' shape, [..., k].
+
+  Args:
+    labels: number[..., k], or int[...], the class of each; what is no class is
+      all zeros.
+    shape: of the logits.
+
+  Raises:
+    ConfigError: they are neither.
+  """
+  if labels.shape == shape:
+    return labels
+  if labels.shape == shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer):
+    return jax.nn.one_hot(labels, shape[-1])
+  raise config_lib.ConfigError(
+      f"The labels are {labels.dtype}{list(labels.shape)} and the model's "
+      f"logits {list(shape)}; labels must be {list(shape)}, or integers "
+      f"{list(shape[:-1])}.")
 
 
 def weigh_auxiliary(

@@ -1,5 +1,6 @@
 """The Universal Transformer against its definition in NumPy, token by token."""
 
+import dataclasses
 import functools
 import math
 
@@ -435,6 +436,32 @@ def test_padding_changes_nothing():
       atol=1e-6)
 
 
+def test_shifted_places_are_those_behind_padding():
+  """Each example by its own number, in training only."""
+  shift = 3
+  model = ut.Model(K, **TEXT)
+  shifted = dataclasses.replace(model, max_shift=shift)
+  params, text = _params(model), _text()
+  everywhere = np.ones((B, N), bool)
+  behind = [drawn.apply(model, params, np.pad(text, ((0, 0), (s, 0))),
+                        np.pad(everywhere, ((0, 0), (s, 0))))[0][:, s:]
+            for s in range(shift + 1)]
+  apply = drawn.jit(lambda rng: shifted.apply(
+      {"params": params}, text, everywhere, train=True,
+      rngs={"dropout": rng})[0])
+  found = set()
+  for seed in range(4):
+    logits = apply(jax.random.key(seed))
+    found.add(tuple(
+        next(s for s in range(shift + 1)
+             if np.allclose(logits[i], behind[s][i], atol=1e-5))
+        for i in range(B)))
+  assert {0, shift} <= {s for shifts in found for s in shifts}
+  assert any(len(set(shifts)) > 1 for shifts in found)
+  np.testing.assert_array_equal(
+      drawn.apply(shifted, params, text, everywhere)[0], behind[0])
+
+
 # --- Gradients ----------------------------------------------------------------
 
 
@@ -608,9 +635,8 @@ def test_without_classes_the_features_come_out():
      r"vocab_size=11 .*int\[b, n\]; it is float"),
     (TEXT, {}, (np.zeros((1, 8, 1), int),), r"it is int\d+\[1, 8, 1\]"),
     (TEXT, {}, (np.zeros((1, 8), int), np.ones((1, 7), bool)),
-     r"must be bool\[1, 8\], it is bool\[1, 7\]"),
-    (TEXT, {}, (np.zeros((1, 8), int), np.ones((1, 8), int)),
-     r"must be bool\[1, 8\], it is int"),
+     r"for every token, \[1, 8\]; it is bool\[1, 7\]"),
+    (IMAGES, dict(max_shift=2), (), "max_shift=2 must be.*sincos2d"),
     (TEXT, dict(posemb="sincos2d"), (np.zeros((1, 8), int),), "for images"),
     (TEXT, dict(width=7, num_heads=1), (np.zeros((1, 8), int),), "even width"),
     (IMAGES, dict(num_heads=3), (), "width 8 does not divide into num_heads 3"),

@@ -1,0 +1,74 @@
+# pylint: disable=line-too-long
+r"""A Universal Transformer that copies, reverses or adds, longer than trained.
+
+The answer stands below the question, one symbol for each token. Places are
+counted from a random number in training, so that distances matter and longer
+texts are nothing new (arXiv:1807.03819, Section 3.3).
+
+COMMAND
+  bash run.sh big_vision.train --config big_vision/configs/sequences.py:task=reverse --workdir workdirs/reverse
+
+EXPECTED
+  Not measured yet.
+"""
+
+from big_vision import config as bvcc
+from big_vision.datasets import sequences
+import ml_collections
+
+# Task: names of its options for the least and the greatest length, tokens of
+# the vocabulary.
+TASKS = {
+    "copy": ("min_length", "max_length", 11),
+    "reverse": ("min_length", "max_length", 11),
+    "addition": ("min_digits", "max_digits", sequences.PLUS + 1),
+}
+
+
+def get_config(arg=None):
+  arg = bvcc.parse_arg(
+      arg, task="copy", length=10, steps=4_000, max_steps=6, ponder=0.001)
+  if arg.task not in TASKS:
+    raise bvcc.ConfigError(
+        f"There is no task={arg.task!r}{bvcc.nearest(arg.task, TASKS)}; there "
+        f"are {sorted(TASKS)}.")
+  least, most, vocab_size = TASKS[arg.task]
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.total_steps = arg.steps
+  config.num_classes = vocab_size
+  config.loss = "softmax_xent"
+
+  pp = "keep('tokens', 'labels', 'mask', 'difficulty')"
+  source = dict(name=f"bv:{arg.task}")
+  config.input = dict(
+      data=dict(source, split="train", num_examples=200_000,
+                **{most: arg.length}),
+      batch_size=128, pp=pp)
+  config.model_inputs = ("tokens", "mask")
+
+  config.model_name = "universal_transformer"
+  config.model = dict(
+      vocab_size=vocab_size, width=64, num_heads=4, mlp_dim=256,
+      max_steps=arg.max_steps, norm="pre", pool_type="none",
+      max_shift=2 * arg.length)
+  config.aux_losses = dict(ponder_cost=arg.ponder)
+
+  config.optax_name = "scale_by_adam"
+  config.grad_clip_norm = 1.0
+  config.lr = 1e-3
+  config.wd = 1e-4
+  config.schedule = dict(decay_type="cosine", warmup_percent=0.05)
+
+  config.log_training_steps = 100
+  config.ckpt_steps = 1_000
+
+  config.evals = dict()
+  for name, shortest, longest in (
+      ("test", 1, arg.length), ("longer", arg.length + 1, 2 * arg.length)):
+    config.evals[name] = dict(
+        type="by_difficulty", log_percent=0.25, pp_fn=pp,
+        measure="encoder/num_steps",
+        data=dict(source, split="test", num_examples=2_000,
+                  **{least: shortest, most: longest}))
+  return config

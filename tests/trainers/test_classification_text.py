@@ -1,0 +1,100 @@
+"""Classification of texts and of their tokens, against loops."""
+
+import math
+
+from big_vision import config as config_lib
+from big_vision import sharding
+from big_vision.task import Info
+from big_vision.trainers import classification
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+B, N, V = 4, 3, 5
+LENGTHS = [3, 1, 2, 3]
+
+
+def _batch(labels):
+  rng = np.random.default_rng(0)
+  return {"tokens": rng.integers(0, V, (B, N), np.int32), "labels": labels,
+          "mask": (np.arange(N) < np.array(LENGTHS)[:, None]).astype(
+              np.float32)}
+
+
+def _task(batch, pool_type, **kw):
+  config = config_lib.Config({**dict(
+      model_name="text_transformer", num_classes=V, loss="softmax_xent",
+      model=dict(vocab_size=V, width=4, depth=1, num_heads=1, mlp_dim=4,
+                 pool_type=pool_type, head_zeroinit=False),
+      model_inputs=("tokens", "mask"), optax_name="identity", lr=0.1), **kw})
+  spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  return classification.make_task(config, Info(10, B, 80, spec, mesh))
+
+
+def _state(task, batch):
+  state = jax.jit(lambda rng: task.init(rng, batch, {}))(jax.random.key(0))
+  return {**state, "step": jnp.zeros((), jnp.int32)}
+
+
+def _xent(logits, label):
+  logits = np.asarray(logits, np.float64)
+  return math.log(np.exp(logits).sum()) - logits[label]
+
+
+def test_a_loss_for_every_token():
+  """Of examples whose lengths differ: the mean over tokens, then examples."""
+  labels = np.random.default_rng(1).integers(0, V, (B, N), np.int32)
+  batch = _batch(labels)
+  task = _task(batch, "none")
+  state = _state(task, batch)
+  logits, _ = jax.jit(task.predict_fns["predict"])(state, batch)
+  assert logits.shape == (B, N, V)
+  wanted = [np.mean([_xent(logits[b, n], labels[b, n]) for n in range(length)])
+            for b, length in enumerate(LENGTHS)]
+  right = [np.mean([np.argmax(logits[b, n]) == labels[b, n]
+                    for n in range(length)])
+           for b, length in enumerate(LENGTHS)]
+  found = jax.jit(task.predict_fns["loss"])(state, batch)["loss"]
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  _, measured = jax.jit(task.update)(state, batch, jax.random.key(1))
+  assert float(measured["training_loss"]) == pytest.approx(
+      np.mean(wanted), rel=1e-5)
+  assert float(measured["training_prec@1"]) == pytest.approx(np.mean(right))
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+  """Lengths differ between the parts, which must not count."""
+  batch = _batch(np.random.default_rng(1).integers(0, V, (B, N), np.int32))
+  tasks = [_task(batch, "none", grad_accum_steps=steps) for steps in (1, 2)]
+  state = _state(tasks[0], batch)
+  whole, parts = (
+      jax.jit(task.update)(state, batch, jax.random.key(1))[0]["params"]
+      for task in tasks)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+               whole, parts)
+
+
+def test_classes_may_be_numbers():
+  labels = np.array([0, 4, 2, 2], np.int32)
+  losses = []
+  for form in (labels, np.eye(V, dtype=np.float32)[labels]):
+    batch = _batch(form)
+    task = _task(batch, "gap")
+    losses.append(jax.jit(task.predict_fns["loss"])(
+        _state(task, batch), batch)["loss"])
+  np.testing.assert_array_equal(*losses)
+
+
+@pytest.mark.parametrize("labels, kw, message", [
+    (np.zeros((B, N), np.float32), {}, r"must be \[4, 5\], or integers \[4\]"),
+    (np.zeros(B, np.int32), dict(model_inputs=("text",)),
+     r"model_inputs has \['text'\], which the batch has not"),
+])
+def test_what_does_not_fit(labels, kw, message):
+  batch = _batch(labels)
+  with pytest.raises(config_lib.ConfigError, match=message):
+    task = _task(batch, "gap", **kw)
+    jax.eval_shape(task.predict_fns["loss"], jax.eval_shape(
+        lambda: _state(task, batch)), batch)
