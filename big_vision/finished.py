@@ -63,3 +63,10 @@ def classifier(workdir: str, where: str) -> tuple[Any, dict[str, Any]]:
   model = config_lib.call(models.Model, config.get("model", {}),
                           "config.model", num_classes=config.num_classes)
   return model, variables
+
+def crop_center(image, crop: int | None):
+  """[b, h, w, c] -> [b, crop, crop, c], from the middle; None for all of it."""
+  if crop is None:
+    return image
+  top, left = ((size - crop) // 2 for size in image.shape[1:3])
+  return image[:, top:top + crop, left:left + crop]

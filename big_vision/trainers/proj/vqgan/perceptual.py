@@ -63,10 +63,7 @@ def _classifier(workdir: str, layers, crop: int | None = None, *,
   model, variables = finished.classifier(workdir, f"{where}.workdir")
 
   def features(variables, image):
-    if crop is not None:
-      top, left = ((size - crop) // 2 for size in image.shape[1:3])
-      image = image[:, top:top + crop, left:left + crop]
-    _, out = model.apply(variables, image)
+    _, out = model.apply(variables, finished.crop_center(image, crop))
     named = dict(tree.flatten_with_names(out))
     for layer in layers:
       if layer not in named:
