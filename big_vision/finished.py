@@ -1,6 +1,6 @@
 """Runs that are finished, as parts of others: teachers, features, codes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import os
 from typing import Any
 
@@ -43,11 +43,20 @@ def read(workdir: str, entries: Sequence[str], where: str
   return config, tree.unflatten(arrays)
 
 
-def classifier(workdir: str, where: str) -> tuple[Any, dict[str, Any]]:
-  """The model of a finished classification run, and its variables.
+def classifier(
+    workdir: str, where: str, crop: int | None = None
+) -> tuple[Callable, dict[str, Any]]:
+  """A finished classification run, as a function of images.
+
+  Args:
+    workdir: of that run.
+    where: the config's path that named the workdir, for messages.
+    crop: side of its images, which are cut from the middle of those it is
+      given; None takes them whole.
 
   Returns:
-    A flax module, and {"params": ..., collections that it has} for its `apply`.
+    A function (variables, image float32[b, h, w, c]) -> (logits, out), and the
+    variables.
 
   Raises:
     ConfigError: see `read`; or the run was of another trainer.
@@ -62,11 +71,10 @@ def classifier(workdir: str, where: str) -> tuple[Any, dict[str, Any]]:
       "big_vision.models", config.model_name, "model")
   model = config_lib.call(models.Model, config.get("model", {}),
                           "config.model", num_classes=config.num_classes)
-  return model, variables
 
-def crop_center(image, crop: int | None):
-  """[b, h, w, c] -> [b, crop, crop, c], from the middle; None for all of it."""
-  if crop is None:
-    return image
-  top, left = ((size - crop) // 2 for size in image.shape[1:3])
-  return image[:, top:top + crop, left:left + crop]
+  def classify(variables, image):
+    if crop is not None:
+      top, left = ((size - crop) // 2 for size in image.shape[1:3])
+      image = image[:, top:top + crop, left:left + crop]
+    return model.apply(variables, image)
+  return classify, variables

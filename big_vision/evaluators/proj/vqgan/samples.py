@@ -45,13 +45,14 @@ class Evaluator:
     self._num_pictures = num_pictures
     self._variables = None
     if classifier is not None:
-      model, self._variables = finished.classifier(classifier, "classifier")
+      classify, self._variables = finished.classifier(
+          classifier, "classifier", crop)
 
     def measure(state, batch):
       image = jnp.clip(predict_fn(state, batch)["image"], -1, 1)
       right = jnp.zeros(len(image), bool)
       if classifier is not None:
-        logits, _ = model.apply(state["classifier"], finished.crop_center(image, crop))
+        logits, _ = classify(state["classifier"], image)
         right = jnp.argmax(logits, axis=-1) == common.get_from_batch(
             batch, "label")
       return (image, right), batch["_mask"]

@@ -60,10 +60,11 @@ def _lpips(fname: str, *, where: str) -> Network:
 def _classifier(workdir: str, layers, crop: int | None = None, *,
                 where: str) -> Network:
   """`layers` name entries of the model's `out`; `crop` is its image size."""
-  model, variables = finished.classifier(workdir, f"{where}.workdir")
+  classify, variables = finished.classifier(
+      workdir, f"{where}.workdir", crop)
 
   def features(variables, image):
-    _, out = model.apply(variables, finished.crop_center(image, crop))
+    _, out = classify(variables, image)
     named = dict(tree.flatten_with_names(out))
     for layer in layers:
       if layer not in named:
