@@ -36,7 +36,7 @@ def get_config(arg=None):
       data=dict(name="fashion_mnist", split="train"), batch_size=64, pp=pp)
 
   config.model = dict(
-      width=32, mults=(1, 2, 2), depth=1, attn_factors=(), z_width=64,
+      width=16, mults=(1, 2, 4), depth=1, attn_factors=(), z_width=64,
       quantizer=QUANTIZERS[arg.quantizer])
 
   adam = dict(optax_name="scale_by_adam", optax=dict(b1=0.5, b2=0.9))
@@ -49,7 +49,7 @@ def get_config(arg=None):
     # 2 x 2 logits, each of 34 x 34 pixels.
     config.gan = dict(
         start_percent=0.2, weight=0.8, loss="hinge",
-        model=dict(width=32, depth=2), optimizer=dict(lr=2e-4, **adam))
+        model=dict(width=16, depth=2), optimizer=dict(lr=2e-4, **adam))
   if arg.classifier:
     config.perceptual = dict(
         name="classifier", workdir=arg.classifier, crop=28, weight=1.0,

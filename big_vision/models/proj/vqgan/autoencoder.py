@@ -153,8 +153,8 @@ class Model(nn.Module):
     attn_factors: levels with attention, by how much smaller than the image they
       are; (16,) is the level of 16 x 16 of an image of 256 x 256.
     z_width: channels out of the encoder and into the decoder.
-    quantizer: see `quantizers.make`: "vq(num_codes=1024, width=256)", "ema(...)"
-      or "fsq(levels=(8, 5, 5, 5))".
+    quantizer: see `quantizers.make`: "vq(num_codes=1024, width=256)",
+      "ema(...)" or "fsq(levels=(8, 5, 5, 5))".
     dropout: rate, within residual blocks.
     attention: implementation, see `attention.attend`.
     dtype_mm: dtype of activations. Parameters, quantization and the images that

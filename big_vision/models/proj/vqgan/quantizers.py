@@ -6,8 +6,9 @@ take `num_codes` values, and tells which:
   quantized, out = quantizer(z, train)
 
 `quantized` is float32[b, h, w, d]; its gradient with respect to `z`, for `FSQ`
-to the `z` it has bounded, is the identity (straight-through, arXiv:1308.3432). `out["codes"]` is int32[b, h, w]
-and `out["losses"]` {name: float32[]}, means over all numbers of `z`.
+to the `z` it has bounded, is the identity (straight-through, arXiv:1308.3432).
+`out["codes"]` is int32[b, h, w] and `out["losses"]` {name: float32[]}, means
+over all numbers of `z`.
 `quantizer.lookup(codes)` gives the vectors of codes.
 
 Whatever dtype `z` has, distances are float32: in bfloat16, nearly all codes
@@ -123,11 +124,12 @@ class EMAQuantizer(nn.Module):
   """A codebook that is the running mean of the vectors that chose each code.
 
   It has no parameters; the collection CODEBOOK has
-    usage  float32[k], the running share of vectors that chose a code; sums to 1
+    usage  float32[k], the running share of vectors that chose a code
     total  float32[k, d], the running sum of these, divided by all vectors
   and code i is total[i] / usage[i]. Both are linear in the vectors, so means
-  over devices and over parts of a batch are exact. `revive` is to be called
-  after each update, once.
+  over devices and over parts of a batch are exact. They start near 0, so that
+  the first vectors decide at once. `revive` is to be called after each update,
+  once.
 
   The one loss is commitment, beta * mean (z - sg(e))^2.
 
@@ -146,11 +148,12 @@ class EMAQuantizer(nn.Module):
 
   def setup(self):
     k, d = self.num_codes, self.width
+    start = 1e-3 / k
     self.usage = self.variable(
-        CODEBOOK, "usage", lambda: jnp.full((k,), 1 / k, jnp.float32))
+        CODEBOOK, "usage", lambda: jnp.full((k,), start, jnp.float32))
     self.total = self.variable(
-        CODEBOOK, "total", lambda: jax.random.normal(
-            self.make_rng("params"), (k, d), jnp.float32) / k)
+        CODEBOOK, "total", lambda: start * jax.random.normal(
+            self.make_rng("params"), (k, d), jnp.float32))
 
   def __call__(self, z, train: bool = False):
     z = z.astype(jnp.float32)
@@ -182,27 +185,28 @@ def revive(codebook: Mapping, rng, *, threshold: float = 0.03,
   """Gives codes that nobody chooses half of a code that many choose.
 
   The least used code takes half of the usage of the most used one, the next
-  half of the next one's, ..., as long as it is used less than `threshold` times
-  the mean. Both halves have the same vector, but for relative noise that tells
-  them apart, with opposite signs: their mean is what it was. This depends on
-  the statistics alone, so it is the same on any number of devices.
+  half of the next one's, ..., as long as the one is used less than `threshold`
+  times the mean and the other more than the mean. Both halves have the same
+  vector, but for relative noise that tells them apart, with opposite signs:
+  their mean is what it was. This depends on the statistics alone, so it is the
+  same on any number of devices.
 
   Args:
     codebook: of `EMAQuantizer`: usage float32[k], total float32[k, d].
     rng: for the noise.
-    threshold: in (0, 1), relative to 1 / k. Positive, for the share of a code
-      that is never chosen would fall to 0, and its vector be 0 / 0.
+    threshold: in (0, 1), relative to the mean usage. Positive, for that of a
+      code that is never chosen would fall to 0, and its vector be 0 / 0.
     noise: relative to the size of the vector.
 
   Returns:
     Such a codebook; its sums over codes are unchanged.
   """
   usage, total = codebook["usage"], codebook["total"]
-  k = len(usage)
-  pairs = k // 2
+  mean = jnp.mean(usage)
+  pairs = len(usage) // 2
   order = jnp.argsort(usage)
   dead, donors = order[:pairs], order[::-1][:pairs]
-  split = usage[dead] < threshold / k
+  split = (usage[dead] < threshold * mean) & (usage[donors] > mean)
   shared = (usage[dead] + usage[donors]) / 2
   vectors = (total[dead] + total[donors]) / 2
   apart = noise * vectors * jax.random.normal(rng, vectors.shape)
