@@ -45,23 +45,23 @@ def make(options: Mapping[str, Any], where: str) -> Network:
   if name not in _NETWORKS:
     raise config_lib.ConfigError(
         f"{where}.name is {name!r}; use one of {sorted(_NETWORKS)}.")
-  return config_lib.call(_NETWORKS[name], options, where, where=where)
+  return config_lib.call(_NETWORKS[name], options, where, path=where)
 
 
-def _lpips(fname: str, *, where: str) -> Network:
+def _lpips(fname: str, *, path: str) -> Network:
   def load():
     try:
       return lpips.load(fname)
     except ValueError as error:
-      raise config_lib.ConfigError(f"{where}.fname: {error}") from error
+      raise config_lib.ConfigError(f"{path}.fname: {error}") from error
   return Network("lpips", load, lpips.features, lpips.distance)
 
 
 def _classifier(workdir: str, layers, crop: int | None = None, *,
-                where: str) -> Network:
+                path: str) -> Network:
   """`layers` name entries of the model's `out`; `crop` is its image size."""
   classify, variables = finished.classifier(
-      workdir, f"{where}.workdir", crop)
+      workdir, f"{path}.workdir", crop)
 
   def features(variables, image):
     _, out = classify(variables, image)
@@ -69,7 +69,7 @@ def _classifier(workdir: str, layers, crop: int | None = None, *,
     for layer in layers:
       if layer not in named:
         raise config_lib.ConfigError(
-            f"{where}.layers: the classifier has no {layer!r}"
+            f"{path}.layers: the classifier has no {layer!r}"
             f"{config_lib.nearest(layer, named)}; it has {sorted(named)}.")
     return [named[layer].astype(jnp.float32) for layer in layers]
 
