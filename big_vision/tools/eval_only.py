@@ -8,6 +8,7 @@ of that config, so that a finished run can be measured in new ways.
 """
 
 import os
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -28,8 +29,10 @@ from big_vision.evaluators import common as evaluators
 
 
 def evaluate(config: config_lib.Config, workdir: str, *,
-             step: int | None = None, best: bool = False) -> dict[str, float]:
+             step: int | None = None, best: bool = False) -> dict[str, Any]:
   """Metrics of all evaluators of `config` on a checkpoint of `workdir`.
+
+  Pictures among them are written to the workdir too.
 
   Raises:
     ConfigError: there is no such checkpoint.
