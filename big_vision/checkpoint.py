@@ -428,12 +428,17 @@ def read_arrays(
   """
   path = _find(directory, step)
   leaves = _read_meta(path)["leaves"]
-  where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  arrays = _read_arrays(path, {
-      name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=where)
-      for name, (shape, dtype, _) in leaves.items() if name.startswith(prefix)})
-  if (error := _find_damage(path, leaves, arrays)) is not None:
-    raise error
+  device = jax.local_devices()[0]
+  where = jax.sharding.SingleDeviceSharding(device)
+  # In the place of the mesh of a run, if this is called while it is built.
+  with jax.set_mesh(jax.sharding.Mesh([device], "alone")):
+    arrays = _read_arrays(path, {
+        name: jax.ShapeDtypeStruct(
+            tuple(shape), jnp.dtype(dtype), sharding=where)
+        for name, (shape, dtype, _) in leaves.items()
+        if name.startswith(prefix)})
+    if (error := _find_damage(path, leaves, arrays)) is not None:
+      raise error
   return {name: np.asarray(leaf) for name, leaf in arrays.items()}
 
 

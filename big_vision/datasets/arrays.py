@@ -1,4 +1,4 @@
-"""Sources whose examples are arrays in memory: scikit-learn's digits, .npz."""
+"""Sources whose examples are arrays in memory: what packages ship, and .npz."""
 
 from collections.abc import Mapping, Sequence
 import zipfile
@@ -39,6 +39,52 @@ def digits(split: str) -> core.Source:
   return core.ArraySource(
       arrays, lambda index: f"scikit-learn's digits record {rows[index]}",
       num_classes=10, class_names=[str(name) for name in data.target_names])
+
+
+_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")  # scikit-image's.
+
+
+def photographs(split: str, size: int = 64) -> core.Source:
+  """Square pieces of the few colour photographs that two packages ship.
+
+  "china" and "flower" of scikit-learn, "astronaut", "chelsea", "coffee" and
+  "rocket" of scikit-image, cut without overlap from the top left; what remains
+  at the borders is left out. Examples have "image", uint8[size, size, 3].
+
+  Args:
+    split: "test" is a fixed random fifth of the pieces, "train" the others;
+      both have pieces of every photograph.
+    size: pixels along a side.
+
+  Raises:
+    ConfigError: there is no such split, or no piece of this size;
+      scikit-image is not installed.
+  """
+  from sklearn import datasets
+  try:
+    from skimage import data
+  except ImportError as error:
+    raise config_lib.ConfigError(
+        "bv:photographs needs scikit-image: pip install scikit-image.") from (
+            error)
+  images = [*datasets.load_sample_images().images,
+            *(getattr(data, name)() for name in _PHOTOGRAPHS)]
+  pieces = [
+      image[top:top + size, left:left + size]
+      for image in images if size > 0
+      for top in range(0, image.shape[0] - size + 1, size)
+      for left in range(0, image.shape[1] - size + 1, size)]
+  order = np.random.RandomState(0).permutation(len(pieces))
+  num_test = len(order) // 5
+  rows = {"test": order[:num_test], "train": order[num_test:]}
+  if split not in rows or not num_test:
+    raise config_lib.ConfigError(
+        f"bv:photographs(split={split!r}, size={size}): there are "
+        f"{len(pieces)} pieces of that size, in the splits {sorted(rows)}.")
+  rows = np.sort(rows[split])
+  return core.ArraySource(
+      {"image": np.stack([pieces[row] for row in rows])},
+      lambda index: f"piece {rows[index]} of the photographs")
 
 
 def npz(

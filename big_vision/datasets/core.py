@@ -26,6 +26,7 @@ from big_vision import config as config_lib
 _SOURCES = {
     "bv:digits": ("big_vision.datasets.arrays", "digits"),
     "bv:npz": ("big_vision.datasets.arrays", "npz"),
+    "bv:photographs": ("big_vision.datasets.arrays", "photographs"),
     "bv:folder": ("big_vision.datasets.folder", "folder"),
     "bv:jsonl": ("big_vision.datasets.jsonl", "jsonl"),
     "bv:copy": ("big_vision.datasets.sequences", "copy"),
@@ -370,10 +371,10 @@ def open_source(name: str, **kwargs) -> Source | StreamSource:
   """Opens the source that a config names.
 
   Args:
-    name: "bv:digits", "bv:npz", "bv:folder", "bv:jsonl"; data for reasoning
-      that is generated, "bv:copy", "bv:reverse", "bv:addition", "bv:listops",
-      "bv:pvr"; or the name of a dataset prepared by TensorFlow Datasets
-      ("cifar10", "imagenet2012:5.1.0").
+    name: "bv:digits", "bv:npz", "bv:photographs", "bv:folder", "bv:jsonl";
+      data for reasoning that is generated, "bv:copy", "bv:reverse",
+      "bv:addition", "bv:listops", "bv:pvr"; or the name of a dataset prepared
+      by TensorFlow Datasets ("cifar10", "imagenet2012:5.1.0").
     **kwargs: arguments of that source; see the function that `name` stands for
       in `arrays`, `folder`, `jsonl`, `sequences`, `listops`, `pvr` and
       `tfds_source`.

@@ -8,9 +8,11 @@ of that config, so that a finished run can be measured in new ways.
 """
 
 import os
+from typing import Any
 
 from absl import app
 from absl import flags
+import jax
 from ml_collections import config_flags
 
 from big_vision import build as build_lib
@@ -19,6 +21,7 @@ from big_vision import config as config_lib
 from big_vision import input_pipeline
 from big_vision import launch
 from big_vision import metrics
+from big_vision import pictures
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import watchdog
@@ -26,8 +29,10 @@ from big_vision.evaluators import common as evaluators
 
 
 def evaluate(config: config_lib.Config, workdir: str, *,
-             step: int | None = None, best: bool = False) -> dict[str, float]:
+             step: int | None = None, best: bool = False) -> dict[str, Any]:
   """Metrics of all evaluators of `config` on a checkpoint of `workdir`.
+
+  Pictures among them are written to the workdir too.
 
   Raises:
     ConfigError: there is no such checkpoint.
@@ -47,6 +52,8 @@ def evaluate(config: config_lib.Config, workdir: str, *,
   with sharding.use(built.mesh, built.rules):
     values = evaluators.run_all(evals, {**state, "frozen": frozen})
   launch.say(metrics.format_evals(step, values))
+  if jax.process_index() == 0:
+    pictures.save_all(workdir, step, values)
   return values
 
 

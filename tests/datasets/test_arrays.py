@@ -140,3 +140,30 @@ def test_npz_never_unpickles(tmp_path):
     with pytest.raises(core.DataError, match=f"{name}.*pickle"):
       core.open_source("bv:npz", fname=str(tmp_path / name))
   assert not proof.exists()
+
+
+# --- photographs --------------------------------------------------------------
+
+
+def test_photographs_are_cut_into_pieces_without_overlap():
+  pytest.importorskip("skimage")
+  splits = {split: [example["image"] for example in _read_all(
+      core.open_source("bv:photographs", split=split, size=150))]
+            for split in ("train", "test")}
+  from skimage import data
+  from sklearn import datasets
+  wanted = set()
+  for image in (*datasets.load_sample_images().images, data.astronaut(),
+                data.chelsea(), data.coffee(), data.rocket()):
+    for i in range(image.shape[0] // 150):
+      for j in range(image.shape[1] // 150):
+        wanted.add(np.ascontiguousarray(
+            image[150 * i:150 * i + 150, 150 * j:150 * j + 150]).tobytes())
+  got = [np.asarray(image).tobytes() for images in splits.values()
+         for image in images]
+  assert len(got) == len(set(got)) and set(got) == wanted
+  assert len(splits["test"]) == len(wanted) // 5
+  with pytest.raises(config_lib.ConfigError, match="0 pieces of that size"):
+    core.open_source("bv:photographs", split="train", size=600)
+  with pytest.raises(config_lib.ConfigError, match=r"splits \['test', 'train"):
+    core.open_source("bv:photographs", split="tset")

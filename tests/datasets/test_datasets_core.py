@@ -99,7 +99,7 @@ def test_slice_bounds_errors(start, stop, message):
 @pytest.mark.parametrize("name, kwargs, message", [
     ("bv:digitz", {}, r"'bv:digitz' \(did you mean 'bv:digits'\?\); there are "
      r"\['bv:addition', 'bv:copy', 'bv:digits', 'bv:folder', 'bv:jsonl', "
-     r"'bv:listops', 'bv:npz', 'bv:pvr', 'bv:reverse'\]"),
+     r"'bv:listops', 'bv:npz', 'bv:photographs', 'bv:pvr', 'bv:reverse'\]"),
     ("bv:digits", {"splitt": "train"}, r"splitt does not exist \(did you mean "
      r"'split'\?\)\. It accepts \['split'\]"),
     ("bv:digits", {}, r"lacks \['split'\]"),
