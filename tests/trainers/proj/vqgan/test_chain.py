@@ -10,9 +10,9 @@ import json
 import os
 
 from big_vision import build as build_lib
+from big_vision import checkpoint
 from big_vision import config as config_lib
 from big_vision import launch
-from big_vision import checkpoint
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import train as train_lib
@@ -71,6 +71,7 @@ def stage1_config(classifier, **changes):
   return make_config(
       "proj.vqgan.fashion_mnist_f4", f"classifier={classifier}", **{
           "model.width": 4, "model.z_width": 4, "model.mults": (1, 1, 1),
+          "model.dropout": 0.5,
           "gan.model.width": 4, "gan.start_percent": 0.0,
           "evals.distance.network.layers": ("encoder/block02/+mlp",),
           **changes})
@@ -216,7 +217,10 @@ def test_the_command_writes_samples_from_any_checkpoint(stage1, stage2, capsys):
 
 
 def test_q13_codes_are_those_of_stage_1_in_evaluation(classifier, stage1):
-  """Dropout of stage 1 does not act while its codes are learnt."""
+  """Stage 1 has dropout, which in training would ask for random numbers.
+
+  Stage 2 was trained without giving it any, and its codes repeat.
+  """
   config = stage2_config(classifier, stage1, **{"evals": None})
   built = build_lib.build(config)
   with sharding.use(built.mesh, built.rules):
