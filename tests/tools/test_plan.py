@@ -200,3 +200,11 @@ def test_a_step_that_does_not_fit_is_refused_with_what_would_fit():
   assert done.returncode == 2, done.stderr
   assert "does not fit" in done.stderr
   assert re.search(r": yes, [\d.]+ GiB", done.stdout), done.stdout
+
+
+@pytest.mark.slow
+def test_a_mesh_that_the_links_of_a_slice_do_not_allow_is_refused():
+  devices = plan_lib.describe_topology("v5p:8x8x16").devices
+  assert sharding.make_mesh([("data", 128), ("more", 8)], devices).size == 1024
+  with pytest.raises(config_lib.ConfigError, match="'more': 4.*are linked"):
+    sharding.make_mesh([("data", 256), ("more", 4)], devices)
