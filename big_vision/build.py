@@ -73,7 +73,8 @@ def build(config: config_lib.Config, devices=None) -> Built:
     task = trainer.make_task(config, info)
     shapes = state_lib.infer_shapes(task, info, rng_init)
   if strategy is None:
-    strategy = sharding.preset_strategy(preset or "replicate", shapes)
+    strategy = sharding.preset_strategy(
+        preset or "replicate", shapes, mesh)
   shardings = sharding.infer(shapes, strategy, mesh, rules)
   shapes = state_lib.with_shardings(shapes, shardings)
   return Built(mesh, rules, batch_sharding, data, info, task, strategy, shapes,

@@ -10,7 +10,7 @@ them makes which rows, changes nothing.
 TensorFlow is imported when a pipeline is built.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import os
 import sys
@@ -34,6 +34,10 @@ _MAX_ATTEMPTS = 8
 _MIXTURE_BLOCK = 10_000
 # Records are fetched so many at a time, where a source is faster then.
 _FETCH = 32
+# An evaluation can be ended between so many batches. Asking makes processes
+# wait for each other; seldom enough to cost little, and often enough to be done
+# within the grace after a signal.
+CHECKED_BATCHES = 8
 
 
 def make_training(
@@ -60,7 +64,8 @@ def make_training(
 def make_evaluation(
     data: Mapping[str, Any], pp: str, batch_size: int, *,
     sharding: jax.sharding.NamedSharding, skip_errors: bool = False,
-    pp_modules: Sequence[str] | None = None) -> "EvaluationPipeline":
+    pp_modules: Sequence[str] | None = None,
+    check: Callable[[], None] = lambda: None) -> "EvaluationPipeline":
   """One pass over a source, in its order, padded to whole batches.
 
   Args:
@@ -70,12 +75,14 @@ def make_evaluation(
     sharding: of the batches' first axis.
     skip_errors: mask damaged examples instead of stopping.
     pp_modules: modules of ops; None for the default ones.
+    check: called before every CHECKED_BATCHES-th batch, on all processes alike;
+      what it raises ends the pass.
 
   Raises:
     ConfigError, DataError: as `make_training`.
   """
   return EvaluationPipeline(data, pp, batch_size, sharding, skip_errors,
-                            pp_modules)
+                            pp_modules, check)
 
 
 class TrainingPipeline:
@@ -228,14 +235,15 @@ class EvaluationPipeline:
     num_skipped: damaged examples of the last pass.
   """
 
-  def __init__(self, data, pp, batch_size, sharding, skip_errors, pp_modules):
+  def __init__(self, data, pp, batch_size, sharding, skip_errors, pp_modules,
+               check):
     _import_tensorflow()
     sharding_lib.check_divides(
         batch_size, sharding, "An evaluator's batch_size")
     self._part = _Part(
         {"data": data, "pp": pp}, f"The evaluation of {data}", pp_modules)
     self._batch_size, self._sharding = batch_size, sharding
-    self._skip_errors = skip_errors
+    self._skip_errors, self._check = skip_errors, check
     if skip_errors and self._part.is_stream:
       raise config_lib.ConfigError(
           "skip_errors needs a source that is read by index; convert it once: "
@@ -259,7 +267,9 @@ class EvaluationPipeline:
         self._dataset(rows), first_batch=0, rows=rows, sharding=self._sharding,
         batch_size=self._batch_size, prefetch=2, explain=self._explain,
         describe=self._describe) as batches:
-      for _ in range(len(self)):
+      for i in range(len(self)):
+        if i and i % CHECKED_BATCHES == 0:
+          self._check()
         yield next(batches)
       self.num_skipped = batches.num_skipped
 

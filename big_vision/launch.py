@@ -370,7 +370,8 @@ class Interrupts:
   def check(self, step: int):
     """Within `abandoning`: leaves it if the run is to stop after `step`.
 
-    Several processes agree, by a collective; so not for every step.
+    Several processes agree, by a collective that waits for what the devices
+    have to do; so not for every step or batch.
     """
     if self._several and multihost_utils.broadcast_one_to_all(
         np.asarray(watchdog.is_preempted())):

@@ -51,7 +51,8 @@ def make_mesh(
     devices: list of jax devices.
 
   Raises:
-    ConfigError: the sizes do not multiply to the number of devices.
+    ConfigError: the sizes do not multiply to the number of devices, or are not
+      how they are linked.
   """
   devices = jax.devices() if devices is None else devices
   names = tuple(name for name, _ in axes)
@@ -74,9 +75,14 @@ def make_mesh(
     return _make_hybrid_mesh(names, sizes, num_slices, devices)
   # Since jax 0.9 the default is Explicit, under which matrix products of
   # sharded arrays are errors; Auto leaves them to the compiler.
-  return jax.make_mesh(
-      tuple(sizes), names, axis_types=(AxisType.Auto,) * len(sizes),
-      devices=devices)
+  try:
+    return jax.make_mesh(
+        tuple(sizes), names, axis_types=(AxisType.Auto,) * len(sizes),
+        devices=devices)
+  except NotImplementedError as error:  # Of TPUs, whose links are a torus.
+    raise config_lib.ConfigError(
+        f"config.mesh is {dict(zip(names, sizes))}, which is not how these "
+        f"devices are linked: {error}") from error
 
 
 def _make_hybrid_mesh(names, sizes, num_slices, devices) -> Mesh:
@@ -142,26 +148,31 @@ def preset_rules(name: str, mesh: Mesh) -> list[tuple[str, Any]]:
     raise config_lib.ConfigError(
         f"Unknown sharding_preset {name!r}{config_lib.nearest(name, PRESETS)}; "
         f"use one of {list(PRESETS)}.")
-  axes = ("data",) * ("fsdp" in name) + ("model",) * ("tp" in name)
+  axes = {"tp": ("model",), "fsdp_tp": ("data", "model")}.get(name, ())
   _check_axes(mesh, axes, f"sharding_preset {name!r}")
+  if name == "fsdp":
+    return [("act_batch", mesh.axis_names)]
   rules = list(default_rules(mesh))
   if "model" in axes:
     rules += [("act_heads", "model"), ("act_mlp", "model")]
   return rules
 
 
-def preset_strategy(name: str, shapes) -> list[tuple[str, str]]:
+def preset_strategy(name: str, shapes, mesh: Mesh) -> list[tuple[str, str]]:
   """The `sharding_strategy` of a preset, for a state of these shapes.
 
     `replicate`: a copy on each device;
-    `fsdp`: all is split over "data", and parameters are gathered when used;
+    `fsdp`: all is split over all axes, and parameters are gathered when used.
+      Each axis splits another dimension, so that of 1,024 devices as 128 x 8,
+      one needs to divide by 128 and one by 8;
     `tp`: heads of attention and MLPs are split over "model";
-    `fsdp_tp`: both.
+    `fsdp_tp`: these over "model", and all over "data".
 
   Raises:
     ConfigError: `tp` of a model without attention or MLPs to split.
   """
-  rest = "fsdp(axis='data')" if "fsdp" in name else "replicate"
+  axes = {"fsdp": mesh.axis_names, "fsdp_tp": ("data",)}.get(name, ())
+  rest = "|".join(f"fsdp(axis={axis!r})" for axis in axes) or "replicate"
   if "tp" not in name:
     return [(".*", rest)]
   names = [leaf for leaf, _ in tree.flatten_with_names(shapes)]

@@ -111,12 +111,11 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
 
   def evaluate(step, due):
     """Metrics of the evaluators that are due; None if the run is to stop."""
-    def around(name):
-      interrupts.check(step)
-      return aside(name)
     values = None
     with interrupts.abandoning():
-      values = evaluators.run_all(due, {**state, "frozen": frozen}, around)
+      values = evaluators.run_all(
+          due, {**state, "frozen": frozen}, aside,
+          lambda: interrupts.check(step))
       launch.say(metrics.format_evals(step, values))
     return values
 

@@ -131,7 +131,7 @@ def _vit_state(optax_name="scale_by_adam", **model):
 @pytest.mark.parametrize("scan", [False, True])
 def test_tensor_parallelism_splits_heads_and_hidden_units(scan):
   _, _, shapes = _vit_state(scan=scan)
-  strategy = sharding.preset_strategy("tp", shapes)
+  strategy = sharding.preset_strategy("tp", shapes, _mesh())
   specs = sharding.infer(shapes, strategy, _mesh())["params"]["Transformer"]
   block = specs["encoderblock" if scan else "encoderblock_0"]
   depth = (None,) * scan
@@ -155,7 +155,7 @@ def test_tensor_parallelism_splits_heads_and_hidden_units(scan):
 def test_presets_split_what_belongs_to_a_parameter_like_it(optax_name, name):
   _, _, shapes = _vit_state(optax_name)
   specs = dict(tree.flatten_with_names(sharding.infer(
-      shapes, sharding.preset_strategy(name, shapes), _mesh())))
+      shapes, sharding.preset_strategy(name, shapes, _mesh()), _mesh())))
   shape = {path: leaf.shape for path, leaf in tree.flatten_with_names(shapes)}
   params = {path.removeprefix("params/"): where for path, where in specs.items()
             if path.startswith("params/")}
@@ -174,7 +174,8 @@ def test_tensor_parallelism_exchanges_activations_and_no_parameters():
   task, info, shapes = _vit_state(posemb="sincos2d")
   mesh = info.mesh
   rules = sharding.make_rules(mesh, None, "tp")
-  where = sharding.infer(shapes, sharding.preset_strategy("tp", shapes), mesh)
+  where = sharding.infer(
+      shapes, sharding.preset_strategy("tp", shapes, mesh), mesh)
   batch = state_lib.with_shardings(dict(info.batch_spec), dict.fromkeys(
       info.batch_spec, sharding.batch_sharding(mesh, rules)))
   with sharding.use(mesh, rules):
@@ -186,6 +187,23 @@ def test_tensor_parallelism_exchanges_activations_and_no_parameters():
   over_model = [c for c in program.collectives if c.group_size == 2
                 and c.num_bytes >= b * n * d * 4]
   assert sum(c.count for c in over_model) <= 2 * 4
+
+
+def test_fsdp_over_two_axes_splits_what_all_devices_together_do_not_divide():
+  shapes = {"odd": _shape(2052, 1026), "even": _shape(8, 512, 1024),
+            "one": _shape(2052, 1025)}
+  mesh = sharding.make_mesh([("data", -1), ("more", 2)])
+  assert sharding.make_rules(mesh, None, "fsdp") == [
+      ("act_batch", ("data", "more"))]
+  specs = jax.tree.map(lambda s: tuple(s.spec), sharding.infer(
+      shapes, sharding.preset_strategy("fsdp", shapes, mesh), mesh))
+  assert specs == {"odd": ("data", "more"), "even": (None, "more", "data"),
+                   "one": ("data", None)}
+  mesh = sharding.make_mesh()
+  specs = jax.tree.map(lambda s: tuple(s.spec), sharding.infer(
+      shapes, sharding.preset_strategy("fsdp", shapes, mesh), mesh))
+  assert specs == {"odd": (None, None), "even": (None, None, "data"),
+                   "one": (None, None)}
 
 
 def test_explicit_rules_change_those_of_a_preset():
@@ -201,4 +219,5 @@ def test_preset_errors():
   with pytest.raises(config_lib.ConfigError, match="'model'.*has \\['data'\\]"):
     sharding.preset_rules("fsdp_tp", sharding.make_mesh())
   with pytest.raises(config_lib.ConfigError, match="none among.*stem"):
-    sharding.preset_strategy("tp", {"params": {"stem": _shape(3, 4)}})
+    sharding.preset_strategy(
+        "tp", {"params": {"stem": _shape(3, 4)}}, _mesh())

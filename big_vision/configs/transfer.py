@@ -4,7 +4,7 @@ r"""Fine-tunes a published or own model on a small dataset.
 COMMAND
   python -m big_vision.train --config big_vision/configs/transfer.py:model=vit-i21k-augreg-b/32,dataset=cifar10,crop=resmall_crop --workdir workdirs/transfer --config.lr=0.03
 
-  from weights of your own (.npz), on any TFDS dataset with a "label":
+  from weights of your own (.npz, .safetensors), on any TFDS dataset with a "label":
   python -m big_vision.train --config big_vision/configs/transfer.py:dataset=cifar100,init=PATH.npz,variant=S/16 --workdir workdirs/transfer
 
 EXPECTED

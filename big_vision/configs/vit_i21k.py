@@ -12,9 +12,10 @@ TFDS has no ImageNet-21k: prepare it yourself as a dataset "imagenet21k" whose
 "labels" hold the indices of an image's classes (there may be several), 21,843
 classes in all, with splits "full".
 Arguments: variant, batch_size, epochs, dtype (of activations), preset (of
-sharding), remat (a policy of rematerialization; blocks are scanned then),
-runlocal. The largest variants, as planned for 1,024 chips:
-  python -m big_vision.tools.plan --config big_vision/configs/vit_i21k.py:variant=e/14,batch_size=16384,dtype=bfloat16,preset=fsdp,remat=dots_with_no_batch_dims_saveable --topology v5p:8x8x16
+sharding), split (devices along a second axis of the mesh, for fsdp of what all
+together do not divide), remat (a policy of rematerialization; blocks are
+scanned then), runlocal. The largest variants, as planned for 1,024 chips:
+  python -m big_vision.tools.plan --config big_vision/configs/vit_i21k.py:variant=e/14,batch_size=16384,dtype=bfloat16,preset=fsdp,split=8,remat=dots_with_no_batch_dims_saveable --topology v5p:8x8x16
 """
 
 from big_vision import config as bvcc
@@ -24,7 +25,7 @@ import ml_collections
 def get_config(arg=None):
   arg = bvcc.parse_arg(
       arg, variant="B/16", batch_size=4096, epochs=300, dtype="float32",
-      preset="replicate", remat="none", runlocal=False)
+      preset="replicate", split=1, remat="none", runlocal=False)
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.total_epochs = arg.epochs
@@ -49,6 +50,8 @@ def get_config(arg=None):
       pool_type="tok", dropout=0.1, attention="fused", dtype_mm=arg.dtype,
       scan=arg.remat != "none", remat_policy=arg.remat)
   config.sharding_preset = arg.preset
+  if arg.split > 1:
+    config.mesh = [("data", -1), ("more", arg.split)]
 
   config.grad_clip_norm = 1.0
   config.optax_name = "scale_by_adam"

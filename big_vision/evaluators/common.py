@@ -12,6 +12,7 @@ TensorFlow is imported when data is opened, not when a module is.
 
 import collections
 import contextlib
+import contextvars
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
@@ -29,6 +30,8 @@ from big_vision import tree
 
 # Enough for the devices to always have work, few enough to fit.
 NUM_IN_FLIGHT = 4
+# What `run_all` was given to call.
+_check = contextvars.ContextVar("check", default=lambda: None)
 # Pipelines in use, so that evaluators of the same data (the loss and the
 # accuracy, the parameters and their average) open it once.
 _PIPELINES = weakref.WeakValueDictionary()
@@ -170,26 +173,34 @@ def make_evaluators(
 
 def run_all(
     scheduled: Iterable[Scheduled], state: Mapping[str, Any],
-    around: Callable[[str], Any] = contextlib.nullcontext) -> dict[str, Any]:
+    around: Callable[[str], Any] = contextlib.nullcontext,
+    check: Callable[[], None] = lambda: None) -> dict[str, Any]:
   """What all these evaluators measure.
 
   Args:
     scheduled: of `make_evaluators`.
     state: of the task, with "frozen".
     around: name -> context manager in which that evaluator runs.
+    check: called before each evaluator and every few batches of its data, on
+      all processes alike; what it raises ends the evaluation.
 
   Raises:
     ConfigError: two evaluators measure something under the same name.
   """
   values = {}
-  for evaluator in scheduled:
-    with around(f"eval/{evaluator.name}"):
-      for name, value in evaluator.run(state):
-        if name in values:
-          raise config_lib.ConfigError(
-              f"config.evals.{evaluator.name} measures {name!r}, which another "
-              "evaluator does too; give it another `prefix`.")
-        values[name] = value
+  token = _check.set(check)
+  try:
+    for evaluator in scheduled:
+      check()
+      with around(f"eval/{evaluator.name}"):
+        for name, value in evaluator.run(state):
+          if name in values:
+            raise config_lib.ConfigError(
+                f"config.evals.{evaluator.name} measures {name!r}, which "
+                "another evaluator does too; give it another `prefix`.")
+          values[name] = value
+  finally:
+    _check.reset(token)
   return values
 
 
@@ -227,7 +238,8 @@ def open_data(
   pipeline = _PIPELINES.get(key)
   if pipeline is None:
     pipeline = input_pipeline.make_evaluation(
-        data, pp_fn, batch_size, sharding=batch_sharding, **kw)
+        data, pp_fn, batch_size, sharding=batch_sharding,
+        check=lambda: _check.get()(), **kw)
     _PIPELINES[key] = pipeline
   return pipeline
 

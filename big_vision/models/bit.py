@@ -358,5 +358,5 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
   There are no published weights of this form, but of `bit_paper`.
   """
   del model_cfg  # `init_params` say it all.
-  params = fix_old_params(weights.read_npz(init_file))
+  params = fix_old_params(weights.read(init_file))
   return weights.fit(params, init_params, dont_load, init_file)

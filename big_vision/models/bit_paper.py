@@ -179,13 +179,13 @@ _OF_THE_PAPER = ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
 
 
 def _find(init_file: str, model_cfg: Mapping[str, Any]) -> str:
-  """The file of a published checkpoint; a path of an .npz file is left as is.
+  """The file of a published checkpoint; the path of a file is left as is.
 
   Raises:
     ValueError: neither, or the paper has no such model.
   """
   match = re.fullmatch(r"([SML])(-.+)?", init_file)
-  if match is None or ".npz" in init_file:
+  if match is None or weights.is_path(init_file):
     of_the_paper = dict.fromkeys(("S", "M", "M-imagenet2012"))  # To be listed.
     return weights.find(init_file, {**VANITY_NAMES, **of_the_paper})
   depth, width = model_cfg.get("depth", 50), model_cfg.get("width", 1)
@@ -254,5 +254,5 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
   fine-tuned, the latter the first of three times), of the paper's files that
   for the depth and width in `model_cfg`.
   """
-  params = fix_old_params(weights.read_npz(_find(init_file, model_cfg)))
+  params = fix_old_params(weights.read(_find(init_file, model_cfg)))
   return weights.fit(params, init_params, dont_load, init_file)

@@ -222,5 +222,5 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
   Images of another size do not fit the weights that mix tokens.
   """
   del model_cfg  # `init_params` say it all.
-  params = weights.read_npz(weights.find(init_file, VANITY_NAMES))
+  params = weights.read(weights.find(init_file, VANITY_NAMES))
   return weights.fit(params, init_params, dont_load, init_file)

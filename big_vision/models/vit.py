@@ -540,7 +540,7 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
 
   Args:
     init_params: the model's parameters, as jax.ShapeDtypeStruct or arrays.
-    init_file: one of VANITY_NAMES or an .npz file, see `weights.read_npz`.
+    init_file: one of VANITY_NAMES or a file, see `weights.read`.
     model_cfg: what the model was made with; nothing here depends on it.
     dont_load: regexes of the model's names to leave out, like "head/.*".
     posemb_grid: (height, width) in patches of the model's images.
@@ -557,7 +557,7 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
   """
   del model_cfg  # `init_params` say it all.
   params = fix_old_params(
-      weights.read_npz(weights.find(init_file, VANITY_NAMES)))
+      weights.read(weights.find(init_file, VANITY_NAMES)))
   is_stacked = "encoderblock" in params["Transformer"]
   is_wanted_stacked = "encoderblock" in init_params["Transformer"]
   if is_wanted_stacked and not is_stacked:

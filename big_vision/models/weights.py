@@ -1,7 +1,8 @@
 """Reading published weights, and fitting them to a model.
 
-Everything here happens on the host, in NumPy. Weights are `.npz` files whose
-names are "/"-joined paths; files that would need unpickling are refused.
+Everything here happens on the host, in NumPy. Weights are `.npz` or
+`.safetensors` files whose names are "/"-joined paths; files that would need
+unpickling are refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,39 +14,50 @@ import zipfile
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from big_vision import config as config_lib
 from big_vision import tree
 
 _BLOCK = re.compile(r"encoderblock_(\d+)")
+_PATH = re.compile(r"(.+?\.(npz|safetensors))(?::(.+))?")
+# What safetensors calls the types it stores.
+_SAFETENSORS_DTYPES = {
+    "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16,
+    "I16": np.int16, "U32": np.uint32, "I32": np.int32, "U64": np.uint64,
+    "I64": np.int64, "BF16": ml_dtypes.bfloat16, "F16": np.float16,
+    "F32": np.float32, "F64": np.float64}
 
 
-def read_npz(path: str) -> dict:
-  """The parameters stored in an .npz file, as a nested dict of NumPy arrays.
+def read(path: str) -> dict:
+  """The parameters stored in a file, as a nested dict of NumPy arrays.
 
   Of a file with a whole training state, that is "params" or "opt/target".
-  bfloat16, which NumPy stores as two bytes without a meaning, is recovered.
+  bfloat16, which .npz files store as two bytes without a meaning, is recovered.
 
   Args:
-    path: "file.npz", or "file.npz:sub/tree" for a part of the parameters;
-      local, or anything `etils.epath` reads ("gs://...").
+    path: "file.npz" or "file.safetensors"; "file.npz:sub/tree" for a part of
+      the parameters. Local, or anything `etils.epath` reads ("gs://...").
 
   Raises:
-    ValueError: not an .npz file, no such subtree, or an array that would have
-      to be unpickled: a pickle can run any code.
+    ValueError: not such a file, or not all of one; no such subtree; names that
+      are no tree; an array that would have to be unpickled: a pickle can run
+      any code.
     OSError: a remote file that cannot be read; says to download it.
   """
-  match = re.fullmatch(r"(.+?\.npz)(?::(.+))?", path)
+  match = _PATH.fullmatch(path)
   if match is None:
-    raise ValueError(f"Weights are read from .npz files; {path!r} is not one.")
-  file, subtree = match.groups()
+    raise ValueError(
+        "Weights are read from .npz and .safetensors files; "
+        f"{path!r} is neither.")
+  file, kind, subtree = match.groups()
   with _open(file) as stream:
-    if not zipfile.is_zipfile(stream):
-      raise ValueError(f"{file} is no .npz file, or not all of one.")
-    stream.seek(0)
-    with np.load(stream, allow_pickle=False) as arrays:
-      params = tree.unflatten(
-          {name: _read_array(arrays, name, file) for name in arrays.files})
+    named = {"npz": _read_npz, "safetensors": _read_safetensors}[kind](
+        stream, file)
+  try:
+    params = tree.unflatten(named)
+  except ValueError as error:
+    raise ValueError(f"The names in {file} are no tree: {error}") from error
   if isinstance(params.get("params"), dict):
     params = params["params"]
   elif isinstance(params.get("opt"), dict) and "target" in params["opt"]:
@@ -73,8 +85,17 @@ def _open(file: str):
         "give the path of your copy in its place.") from error
 
 
+def _read_npz(stream, file: str) -> dict[str, np.ndarray]:
+  """{name: array} of an .npz file."""
+  if not zipfile.is_zipfile(stream):
+    raise ValueError(f"{file} is no .npz file, or not all of one.")
+  stream.seek(0)
+  with np.load(stream, allow_pickle=False) as arrays:
+    return {name: _read_array(arrays, name, file) for name in arrays.files}
+
+
 def _read_array(arrays, name, file):
-  """One array of the file."""
+  """One array of an .npz file."""
   try:
     array = arrays[name]
   except (ValueError, zipfile.BadZipFile) as error:
@@ -85,6 +106,25 @@ def _read_array(arrays, name, file):
   if array.dtype == np.dtype("V2"):
     array = array.view(ml_dtypes.bfloat16)
   return array
+
+
+def _read_safetensors(stream, file: str) -> dict[str, np.ndarray]:
+  """{name: array} of a .safetensors file."""
+  try:
+    # Not its reader for NumPy, which knows no bfloat16.
+    tensors = dict(safetensors.deserialize(stream.read()))
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{file} is no .safetensors file, or not all of one "
+                     f"({error}).") from error
+  unknown = {name: tensor["dtype"] for name, tensor in tensors.items()
+             if tensor["dtype"] not in _SAFETENSORS_DTYPES}
+  if unknown:
+    raise ValueError(
+        f"{file} holds types that are not read here: {unknown}. Those that are "
+        f"are {list(_SAFETENSORS_DTYPES)}.")
+  return {name: np.ndarray(tensor["shape"],
+                           _SAFETENSORS_DTYPES[tensor["dtype"]], tensor["data"])
+          for name, tensor in tensors.items()}
 
 
 def stack_blocks(encoder: Mapping) -> dict:
@@ -205,7 +245,7 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
 
   Args:
     init_params: the model's parameters, as jax.ShapeDtypeStruct or arrays.
-    init_file: an .npz file, see `read_npz`.
+    init_file: a file of weights, see `read`.
     model_cfg: what the model was made with; nothing here depends on it.
     dont_load: regexes of the model's names to leave out, like "head/.*".
 
@@ -217,18 +257,23 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
     ValueError: what does not fit, all at once, see `fit`.
   """
   del model_cfg  # `init_params` say it all.
-  return fit(read_npz(find(init_file, {})), init_params, dont_load, init_file)
+  return fit(read(find(init_file, {})), init_params, dont_load, init_file)
+
+
+def is_path(name: str) -> bool:
+  """Whether `name` is a path that `read` takes."""
+  return _PATH.fullmatch(name) is not None
 
 
 def find(name: str, published: Mapping[str, str]) -> str:
-  """The file of a published checkpoint; a path of an .npz file is left as is.
+  """The file of a published checkpoint; the path of a file is left as is.
 
   Raises:
     ValueError: neither; lists the published names.
   """
-  if ".npz" not in name and name not in published:
+  if not is_path(name) and name not in published:
     raise ValueError(
-        f"{name!r} is neither an .npz file nor the name of a published "
-        f"checkpoint{config_lib.nearest(name, published)}. Published are "
-        f"{sorted(published)}.")
+        f"{name!r} is neither an .npz or .safetensors file nor the name of a "
+        f"published checkpoint{config_lib.nearest(name, published)}. Published "
+        f"are {sorted(published)}.")
   return published.get(name, name)

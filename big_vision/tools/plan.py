@@ -246,7 +246,7 @@ def report(plan: Plan, hardware: Hardware, price: float | None = None):
         f"steps of {info.batch_size:,} examples; {info.data_size:,} an epoch."
 
   yield "\nState, bytes on one device:"
-  for name, total, on_device in _entry_bytes(built):
+  for name, total, on_device in entry_bytes(built):
     yield f"  {name:<12} {_size(on_device):>12}   (all of it: {_size(total)})"
   yield "  where it is, per device (the largest; * stands for numbers):"
   yield from (f"    {line}" for line in _placements(built))
@@ -288,7 +288,7 @@ def report(plan: Plan, hardware: Hardware, price: float | None = None):
               f", {hours[0] * price:,.2f} to {hours[1] * price:,.2f} at "
               f"{price:g} an hour." if price else ".")
 
-  total = sum(total for _, total, _ in _entry_bytes(built))
+  total = sum(total for _, total, _ in entry_bytes(built))
   yield f"\nA checkpoint: {_size(total)}; {total / _STORAGE:.0f} s if one " \
         f"host writes it at an assumed {_STORAGE / 1e9:g} GB/s, in the " \
         "background."
@@ -309,7 +309,7 @@ def _leaf_bytes(leaf) -> tuple[int, int]:
           math.prod(shard) * leaf.dtype.itemsize)
 
 
-def _entry_bytes(built) -> list[tuple[str, int, int]]:
+def entry_bytes(built) -> list[tuple[str, int, int]]:
   """(entry of the state, bytes of it, bytes on one device)."""
   rows = []
   for name, entry in built.shapes.items():

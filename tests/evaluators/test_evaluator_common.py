@@ -163,7 +163,8 @@ def test_open_data_shares_equal_pipelines_while_in_use(
   made = []
   class Pipeline:
     pass
-  def make_evaluation(data, pp, batch_size, *, sharding, **kw):
+  def make_evaluation(data, pp, batch_size, *, sharding, check, **kw):
+    del check
     made.append((data, pp, batch_size, sharding, kw))
     return Pipeline()
   # In its place, as it imports TensorFlow.
@@ -224,3 +225,37 @@ def test_modules_import_no_tensorflow():
       "from big_vision.evaluators import knn, mean\n"
       "assert not {'tensorflow', 'sklearn'} & set(sys.modules)\n")
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class _Counts:
+  """An evaluator that counts batches, of real data."""
+
+  def __init__(self, batch_sharding):
+    self.seen = 0
+    self._batches = common.open_data(  # 360 examples: 23 batches.
+        {"name": "bv:digits", "split": "test"}, "keep('label')", 16,
+        batch_sharding)
+
+  def run(self, state):
+    del state
+    for _ in self._batches:
+      self.seen += 1
+    yield "seen", self.seen
+
+
+def test_an_evaluation_can_be_ended_between_its_batches(batch_sharding):
+  evaluator, calls = _Counts(batch_sharding), []
+  scheduled = [common.Scheduled("count", "", evaluator)]
+  assert common.run_all(scheduled, {}, check=lambda: calls.append(
+      evaluator.seen)) == {"seen": 23}
+  assert calls == [0, 8, 16]
+  common.run_all(scheduled, {})
+  assert calls == [0, 8, 16], "Only who asks for it is called."
+
+  evaluator.seen = 0
+  def check():
+    if evaluator.seen:
+      raise KeyboardInterrupt
+  with pytest.raises(KeyboardInterrupt):
+    common.run_all(scheduled, {}, check=check)
+  assert evaluator.seen == 8

@@ -553,11 +553,11 @@ def test_loading_for_other_classes(tmp_path, form):
 
 
 def test_published_names(monkeypatch):
-  read = []
-  def read_npz(path):
-    read.append(path)
+  paths = []
+  def read(path):
+    paths.append(path)
     return {}
-  monkeypatch.setattr(bit_paper.weights, "read_npz", read_npz)
+  monkeypatch.setattr(bit_paper.weights, "read", read)
   for name, cfg, file in (
       ("M", dict(depth=152, width=2), "BiT-M-R152x2.npz"),
       ("S", {}, "BiT-S-R50x1.npz"),
@@ -569,10 +569,11 @@ def test_published_names(monkeypatch):
       ("FunMatch-160px-i1k80.5", {}, "distill/R50x1_160.npz"),
       ("BiT-M R152x2 imagenet2012 rc384", {}, "distill/R152x2_T_384.npz")):
     bit_paper.load({}, name, cfg)
-    assert read.pop() == f"gs://bit_models/{file}"
+    assert paths.pop() == f"gs://bit_models/{file}"
   # A file whose name begins with such a letter is still a file.
-  bit_paper.load({}, "M-mine.npz", {})
-  assert read.pop() == "M-mine.npz"
+  for name in "M-mine.npz", "M-mine.safetensors":
+    bit_paper.load({}, name, {})
+    assert paths.pop() == name
   with pytest.raises(ValueError, match=r"\(50, 3\).*the model has \(26, 1\)"):
     bit_paper.load({}, "M", dict(depth=26))
   with pytest.raises(ValueError, match="'FunMatch'.*'M-imagenet2012', 'S'"):

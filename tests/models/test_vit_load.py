@@ -1,7 +1,9 @@
 """Loading published and own weights, from files that the tests write."""
 
 import functools
+import json
 import re
+import struct
 
 from big_vision import tree
 from big_vision.models import vit
@@ -67,11 +69,11 @@ def test_part_of_a_file(tmp_path):
       "t": np.ones(1, np.float32), "txt/head/bias": np.ones(2, np.float32),
       **{f"towers/img/{name}": array for name, array in named.items()}})
   _check_equal(_load(shapes, f"{path}:towers/img"), named)
-  np.testing.assert_array_equal(weights.read_npz(f"{path}:t"), [1])
+  np.testing.assert_array_equal(weights.read(f"{path}:t"), [1])
   for wrong, exists in (("image", "'t', 'towers', 'txt'"),
                         ("towers/image", "'img'"), ("t/img", "an array")):
     with pytest.raises(ValueError, match=f"no '{wrong}' in .*{exists}"):
-      weights.read_npz(f"{path}:{wrong}")
+      weights.read(f"{path}:{wrong}")
 
 
 def test_initial_arrays_serve_as_shapes(tmp_path):
@@ -353,10 +355,98 @@ def test_files_that_are_not_there_or_not_npz(tmp_path):
     _load(_shapes(), str(tmp_path / "none.npz"))
   with pytest.raises(ValueError, match="neither .*did you mean 'i1k-s16-90ep'"):
     _load(_shapes(), "i1k-s16-9ep")
-  with pytest.raises(ValueError, match="read from .npz files; 'x.pth' is not"):
-    weights.read_npz("x.pth")
+  with pytest.raises(ValueError, match="from .npz and .safetensors .*'x.pth'"):
+    weights.read("x.pth")
   with pytest.raises(OSError, match="Cannot read nowhere://x.npz .*Download"):
     _load(_shapes(), "nowhere://x.npz")
+
+
+# --- safetensors --------------------------------------------------------------
+
+_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16",
+           "int32": "I32", "bool": "BOOL"}
+
+
+def _save_safetensors(path, named, **header):
+  """As its specification says: length, JSON, bytes; without the package."""
+  header, start = {"__metadata__": {"format": "np"}, **header}, 0
+  for name, array in named.items():
+    header[name] = dict(
+        dtype=_DTYPES[array.dtype.name], shape=list(array.shape),
+        data_offsets=[start, start := start + array.nbytes])
+  text = json.dumps(header).encode()
+  path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(
+      array.tobytes() for array in named.values()))
+  return str(path)
+
+
+@pytest.mark.parametrize("prefix", ["", "params/", "opt/target/"])
+def test_safetensors_are_read_as_npz_are(tmp_path, prefix):
+  named = _values(_shapes())
+  path = _save_safetensors(
+      tmp_path / "w.safetensors",
+      {prefix + name: array for name, array in named.items()})
+  _check_equal(_load(_shapes(), path), named)
+
+
+def test_types_of_safetensors_and_a_part_of_a_file(tmp_path):
+  named = {
+      "a/bfloat16": np.array([[1.5, -2, 3e38]], ml_dtypes.bfloat16),
+      "a/float16": np.array([.1, 7], np.float16),
+      "a/int32": np.array([2 ** 31 - 1], np.int32),
+      "a/bool": np.array([True, False]),
+      "a/scalar": np.array(3, np.float32),
+      "a/empty": np.zeros((0, 4), np.float32)}
+  path = _save_safetensors(
+      tmp_path / "w.safetensors", {**named, "b": np.ones(1, np.float32)})
+  got = weights.read(f"{path}:a")
+  assert len(got) == len(named)
+  for name, array in named.items():
+    part = got[name.removeprefix("a/")]
+    assert (part.dtype, part.shape) == (array.dtype, array.shape)
+    np.testing.assert_array_equal(part, array)
+  with pytest.raises(ValueError, match="no 'c' in .*w.safetensors: .*'a', 'b'"):
+    weights.read(f"{path}:c")
+
+
+def test_bfloat16_of_safetensors_becomes_what_the_model_has(tmp_path):
+  named = {name: array.astype(ml_dtypes.bfloat16)
+           for name, array in _values(_shapes()).items()}
+  path = _save_safetensors(tmp_path / "w.safetensors", named)
+  _check_equal(_load(_shapes(), path), {
+      name: array.astype(np.float32) for name, array in named.items()})
+
+
+def test_names_of_other_frameworks_are_not_guessed_at(tmp_path):
+  path = _save_safetensors(
+      tmp_path / "timm.safetensors",
+      {"blocks.0.attn.qkv.weight": np.zeros((24, 8), np.float32)})
+  with pytest.raises(ValueError) as error:
+    _load(_shapes(), path)
+  assert re.search(r"only in .*timm.safetensors: blocks.0.attn.qkv.weight "
+                   r"float32\[24, 8\]", str(error.value))
+  assert re.search(r"only in the model: embedding/kernel", str(error.value))
+
+
+def test_broken_safetensors_are_named(tmp_path):
+  whole = _save_safetensors(
+      tmp_path / "whole.safetensors", {"a": np.ones(4, np.float32)})
+  with open(whole, "rb") as file:
+    whole = file.read()
+  path = tmp_path / "broken.safetensors"
+  for content in (b"", whole[:4], whole[:20], whole[:-1], whole + b"x",
+                  b"no safetensors, but long enough"):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="broken.safetensors is no .safetens"):
+      weights.read(str(path))
+  _save_safetensors(path, {}, a=dict(
+      dtype="F8_E4M3", shape=[0], data_offsets=[0, 0]))
+  with pytest.raises(ValueError, match="broken.*{'a': 'F8_E4M3'}.*'BF16'"):
+    weights.read(str(path))
+  _save_safetensors(path, {"a": np.ones(1, np.float32),
+                           "a/b": np.ones(1, np.float32)})
+  with pytest.raises(ValueError, match="broken.safetensors are no tree"):
+    weights.read(str(path))
 
 
 def test_published_names():

@@ -46,7 +46,7 @@ def test_the_plan_of_a_run_is_the_run(plan):
     state = state_lib.make(built.task, built.info, built.rng_init,
                            built.shapes, built.shardings)
   device = jax.devices()[0]
-  for name, total, on_device in plan_lib._entry_bytes(plan.built):
+  for name, total, on_device in plan_lib.entry_bytes(plan.built):
     leaves = jax.tree.leaves(state[name])
     assert total == sum(leaf.nbytes for leaf in leaves)
     assert on_device == sum(
@@ -156,11 +156,16 @@ def test_headers_say_how_to_plan():
     plan_lib.header_command("tests/tiny_config.py")
 
 
+# Of ViT-S/16 with a batch of 4,096 on v5e:16x16; jax 0.10.2, libtpu 0.0.42.1.
+FLAGSHIP = dict(peak_bytes=776_900_096, bytes_on_links=176_288_465)
+
+
 @pytest.mark.slow
 def test_the_flagship_on_256_chips_is_what_it_was():
   """By the TPU's own compiler: `EXTRAS=plan bash run.sh pytest -m slow`.
 
-  Measured with jax 0.10.2 and libtpu 0.0.42.1.
+  Its figures have no spread. 5 % are for its other versions; what is better by
+  more than that is to be committed too.
   """
   with tfds_source.declared_if_missing():
     hardware = plan_lib.describe_topology("v5e:16x16")
@@ -168,11 +173,13 @@ def test_the_flagship_on_256_chips_is_what_it_was():
         config_lib.resolve(vit_s16_i1k.get_config("batch_size=4096")),
         hardware)
   assert len(hardware.devices) == 256 and hardware.num_hosts == 64
-  assert plan.program.peak_bytes < 1.05 * FLAGSHIP["peak_bytes"]
-  kinds = {c.kind for c in plan.program.collectives}
-  assert kinds == {"all-reduce"}  # Gradients, and nothing else.
-  links = sum(c.bytes_on_links for c in plan.program.collectives)
-  assert links < 1.05 * FLAGSHIP["bytes_on_links"]
+  # Gradients, and nothing else.
+  collectives = plan.program.collectives
+  assert {c.kind for c in collectives} == {"all-reduce"}
+  assert plan.program.peak_bytes == pytest.approx(
+      FLAGSHIP["peak_bytes"], rel=.05)
+  assert sum(c.bytes_on_links for c in collectives) == pytest.approx(
+      FLAGSHIP["bytes_on_links"], rel=.05)
 
 
 def test_remedies_are_not_what_the_config_does_already():
@@ -188,11 +195,16 @@ def test_remedies_are_not_what_the_config_does_already():
 @pytest.mark.slow
 def test_a_step_that_does_not_fit_is_refused_with_what_would_fit():
   done = _run(
-      "--config", "big_vision/configs/vit_i1k.py:variant=L/16",
-      "--topology", "v5e:2x2", "--config.input.batch_size=512")
+      "--config", "big_vision/configs/vit_i1k.py:variant=S/16",
+      "--topology", "v5e:2x2", "--config.input.batch_size=4096")
   assert done.returncode == 2, done.stderr
   assert "does not fit" in done.stderr
   assert re.search(r": yes, [\d.]+ GiB", done.stdout), done.stdout
 
 
-FLAGSHIP = dict(peak_bytes=0, bytes_on_links=0)
+@pytest.mark.slow
+def test_a_mesh_that_the_links_of_a_slice_do_not_allow_is_refused():
+  devices = plan_lib.describe_topology("v5p:8x8x16").devices
+  assert sharding.make_mesh([("data", 128), ("more", 8)], devices).size == 1024
+  with pytest.raises(config_lib.ConfigError, match="'more': 4.*are linked"):
+    sharding.make_mesh([("data", 256), ("more", 4)], devices)
