@@ -18,12 +18,13 @@ from typing import Any
 import jax
 
 from big_vision import chips
+from big_vision import pictures
 
 _FILE = "metrics.jsonl"
 
 
 class Writer:
-  """Writes a run's metrics; a context manager.
+  """Writes a run's metrics, and pictures beside them; a context manager.
 
   Args:
     workdir: an existing folder.
@@ -47,6 +48,7 @@ class Writer:
       return
     # Not above: only the first process needs it.
     import tensorboardX  # pylint: disable=g-import-not-at-top
+    self._workdir = workdir
     path = os.path.join(workdir, _FILE)
     rows = [row for row in read_metrics(workdir)
             if resume_step and row["step"] <= resume_step]
@@ -60,8 +62,8 @@ class Writer:
     if wandb is not None:
       self._wandb = _init_wandb(workdir, wandb, config)
 
-  def write(self, step: int, values: Mapping[str, float]):
-    """Writes one row, at once.
+  def write(self, step: int, values: Mapping[str, Any]):
+    """Writes one row of numbers, at once; pictures are no part of the row.
 
     Raises:
       ValueError: the row of this step, or a later one, is there already.
@@ -73,14 +75,20 @@ class Writer:
           f"The metrics of step {step} come after those of step "
           f"{self._last_step}; every step is written once, in order.")
     self._last_step = step
-    row = {"step": step, **{k: float(v) for k, v in values.items()}}
-    self._file.write(_to_line(row))
-    self._file.flush()
+    # Pictures first: a row says that all of its step was written.
+    pictures.save_all(self._workdir, step, values)
+    numbers = {}
     for name, value in values.items():
-      self._tensorboard.add_scalar(name, float(value), step)
+      if pictures.is_picture(value):
+        self._tensorboard.add_image(name, value, step, dataformats="HWC")
+      else:
+        numbers[name] = float(value)
+        self._tensorboard.add_scalar(name, float(value), step)
+    self._file.write(_to_line({"step": step, **numbers}))
+    self._file.flush()
     self._tensorboard.flush()
     if self._wandb is not None:
-      self._wandb.log(dict(values), step=step)
+      self._wandb.log(numbers, step=step)
 
   def close(self):
     if self._enabled:
@@ -293,10 +301,11 @@ def format_progress(
   return "  ".join(parts)
 
 
-def format_evals(step: int, values: Mapping[str, float]) -> str:
-  """One line for people, with what the evaluators measured."""
+def format_evals(step: int, values: Mapping[str, Any]) -> str:
+  """One line for people, with the numbers that the evaluators measured."""
   return f"after step {step}: " + "  ".join(
-      f"{name} {value:.4f}" for name, value in values.items())
+      f"{name} {value:.4f}" for name, value in values.items()
+      if not pictures.is_picture(value))
 
 
 def format_seconds(seconds: float) -> str:

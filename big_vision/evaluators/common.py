@@ -3,7 +3,7 @@
 An evaluator is a module below `big_vision.evaluators` with a class
 
   Evaluator(predict_fn, *, batch_sharding, batch_size, <its own>)
-    .run(state) yields (metric name, float)
+    .run(state) yields (metric name, float or picture, see `pictures`)
 
 `predict_fn(state, batch)` is not jitted: the evaluator jits it together with
 what it measures, once. The state is an argument, neither donated nor kept.
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vision import config as config_lib
+from big_vision import pictures
 from big_vision import sharding
 from big_vision import tree
 
@@ -60,11 +61,12 @@ class Scheduled:
       return not self.skip_first
     return bool(self.log_steps) and step % self.log_steps == 0
 
-  def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+  def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yields (prefixed name, value); errors say which evaluator it was."""
     try:
       for name, value in self.evaluator.run(state):
-        yield f"{self.prefix}{name}", float(value)
+        yield f"{self.prefix}{name}", (
+            value if pictures.is_picture(value) else float(value))
     except Exception as error:
       error.add_note(f"This was the evaluator config.evals.{self.name}.")
       raise
@@ -100,7 +102,9 @@ def make_evaluators(
     data_size: examples of a training epoch, for `log_epochs`.
     train_batch_size: for `log_epochs` and `log_examples`.
     pp_modules: modules with the preprocessing ops; None for the default ones.
-    workdir: of the run; replaces "{workdir}" in the evaluators' strings.
+    workdir: of the run; replaces "{workdir}" in the evaluators' strings, as
+      the evaluator's name, which the twin of an average has its own of,
+      replaces "{name}".
     where: the path of `evals`, for messages.
 
   Returns:
@@ -157,8 +161,11 @@ def make_evaluators(
       predict_fn = bound.setdefault(
           (twin_pred, repr(pred_kw)),
           functools.partial(predict_fns[twin_pred], **pred_kw))
+      own = {key: value.replace("{name}", twin_name)
+             if isinstance(value, str) else value
+             for key, value in rest.items()}
       evaluator = config_lib.call(
-          module.Evaluator, rest, path, predict_fn=predict_fn,
+          module.Evaluator, own, path, predict_fn=predict_fn,
           batch_sharding=batch_sharding, batch_size=own_batch_size, **given)
       made.append(Scheduled(
           twin_name, twin_prefix, evaluator, log_steps, skip_first,
@@ -168,7 +175,7 @@ def make_evaluators(
 
 def run_all(
     scheduled: Iterable[Scheduled], state: Mapping[str, Any],
-    around: Callable[[str], Any] = contextlib.nullcontext) -> dict[str, float]:
+    around: Callable[[str], Any] = contextlib.nullcontext) -> dict[str, Any]:
   """What all these evaluators measure.
 
   Args:

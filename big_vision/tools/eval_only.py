@@ -11,6 +11,7 @@ import os
 
 from absl import app
 from absl import flags
+import jax
 from ml_collections import config_flags
 
 from big_vision import build as build_lib
@@ -19,6 +20,7 @@ from big_vision import config as config_lib
 from big_vision import input_pipeline
 from big_vision import launch
 from big_vision import metrics
+from big_vision import pictures
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import watchdog
@@ -47,6 +49,8 @@ def evaluate(config: config_lib.Config, workdir: str, *,
   with sharding.use(built.mesh, built.rules):
     values = evaluators.run_all(evals, {**state, "frozen": frozen})
   launch.say(metrics.format_evals(step, values))
+  if jax.process_index() == 0:
+    pictures.save_all(workdir, step, values)
   return values
 
 

@@ -1,0 +1,45 @@
+# pylint: disable=line-too-long
+r"""A grid of densities and colours, no network, on a scene known exactly.
+
+COMMAND
+  bash run.sh big_vision.tools.make_scene --path workdirs/scene
+  bash run.sh big_vision.train --config big_vision/configs/proj/nerf/analytic_voxels.py --workdir workdirs/voxels
+
+EXPECTED
+  Not measured.
+"""
+
+from big_vision import config as bvcc
+import ml_collections
+
+
+def get_config(arg=None):
+  arg = bvcc.parse_arg(arg, scene="workdirs/scene", steps=600, size=64)
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.trainer = "proj.nerf.radiance_field"
+  config.total_steps = arg.steps
+
+  scene = dict(name="proj.nerf.blender", path=arg.scene, pixel_center=True,
+               near=2.5, far=5.5)
+  config.input = dict(data=dict(**scene, split="train"), batch_size=1024)
+
+  config.model_name = "proj.nerf.voxels"
+  config.model = dict(size=arg.size, bound=1.1, alpha_init=0.01)
+  config.render = dict(num_coarse=96, num_fine=0, last_interval="far")
+
+  config.optax_name = "scale_by_adam"
+  config.lr = 0.2
+  config.schedule = dict(decay_type="exponential")
+
+  config.log_training_steps = 50
+  config.ckpt_steps = 200
+
+  config.evals = dict()
+  config.evals.test = dict(
+      type="proj.nerf.views", data=dict(**scene, split="test"),
+      batch_size=2000, log_steps=200)
+  config.evals.film = dict(
+      type="proj.nerf.path", data=dict(**scene, split="test"),
+      outfile="{workdir}/{name}.gif", batch_size=2000, skip_first=True)
+  return config

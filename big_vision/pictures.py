@@ -1,0 +1,54 @@
+"""Pictures for people: grids of images, as PNG.
+
+A picture is uint8[h, w, 1 or 3]. An evaluator may yield one in the place of a
+number; it goes to WORKDIR/pictures and TensorBoard.
+"""
+
+from collections.abc import Mapping, Sequence
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def is_picture(value: Any) -> bool:
+  """Whether this is a picture and not a number."""
+  return isinstance(value, np.ndarray) and value.ndim == 3
+
+
+def to_uint8(image) -> np.ndarray:
+  """float[..., h, w, c] in [-1, 1] to uint8 of that shape; the rest is cut."""
+  scaled = (np.clip(np.asarray(image, np.float64), -1, 1) + 1) * 127.5
+  return np.round(scaled).astype(np.uint8)
+
+
+def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+  """Rows of pictures of one size, with a white line between them, as one.
+
+  Args:
+    rows: of uint8[h, w, c]; all rows are as long as the first.
+
+  Returns:
+    uint8[rows * (h + 1) - 1, columns * (w + 1) - 1, c].
+  """
+  cells = np.asarray([list(row) for row in rows])
+  cells = np.pad(cells, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)),
+                 constant_values=255)
+  r, n, h, w, c = cells.shape
+  return cells.swapaxes(1, 2).reshape(r * h, n * w, c)[:-1, :-1]
+
+
+def save(path: str, picture: np.ndarray):
+  """Writes a PNG, all of it or nothing; makes the folder."""
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  pixels = picture[..., 0] if picture.shape[-1] == 1 else picture
+  Image.fromarray(pixels).save(f"{path}.tmp", "PNG")
+  os.replace(f"{path}.tmp", path)
+
+
+def save_all(workdir: str, step: int, values: Mapping[str, Any]):
+  """Writes WORKDIR/pictures/NAME/STEP.png for every picture in `values`."""
+  for name, value in values.items():
+    if is_picture(value):
+      save(os.path.join(workdir, "pictures", name, f"{step:08d}.png"), value)
