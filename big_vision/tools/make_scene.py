@@ -44,9 +44,10 @@ class Solid(NamedTuple):
   rgb: tuple[float, float, float]
 
 
-# Solids, glass-like ones, and one in another; all within 1.2 of the origin.
+# Opaque ones, and a glass-like one with another in it; all within 1.37 of the
+# origin, which cameras see whole.
 SOLIDS = (
-    Solid("box", (0., 0., -.75), (.9, .9, .1), 40., (.75, .7, .6)),
+    Solid("box", (0., 0., -.72), (.78, .78, .08), 40., (.75, .7, .6)),
     Solid("sphere", (.4, .35, -.2), .42, 40., (.85, .2, .15)),
     Solid("box", (-.4, .3, -.3), (.25, .25, .35), 40., (.15, .35, .8)),
     Solid("sphere", (-.2, -.5, -.3), .35, 2.5, (.1, .7, .3)),

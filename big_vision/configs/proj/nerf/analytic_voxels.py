@@ -41,5 +41,5 @@ def get_config(arg=None):
       batch_size=2000, log_steps=200)
   config.evals.film = dict(
       type="proj.nerf.path", data=dict(**scene, split="test"),
-      outfile="{workdir}/{name}.gif", batch_size=2000, skip_first=True)
+      outfile="{workdir}/{name}.gif", num_frames=40, batch_size=2000, skip_first=True)
   return config

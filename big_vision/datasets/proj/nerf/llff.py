@@ -7,7 +7,7 @@ A row of poses_bounds.npy has 17 numbers: a 3 x 5 matrix, [R | o | (height,
 width, focal)], whose rotation has the axes (down, right, backward), and the
 nearest and farthest distance that the camera sees.
 
-Source: Fusion/LLFF and bmild/nerf `load_llff.py`; the same numbers come out.
+Source: Fusion/LLFF and bmild/nerf `load_llff.py`.
 """
 
 import os
@@ -65,10 +65,13 @@ def open_source(
   scale = 1 / (bounds.min() * _BOUND_SCALE)
   poses[:, :, 3] *= scale
   bounds = bounds * scale
-  poses = recenter(poses)
   if spherify:
+    # Not recentered first, as the published code does: that only turns the
+    # result about z, and cameras on a whole ring have no mean.
     poses, radius_scale = spherify_poses(poses)
     bounds = bounds * radius_scale
+  else:
+    poses = recenter(poses)
   # As published: between 0.9 times the nearest and 5 times the farthest.
   focus = 1 / (0.25 / (0.9 * bounds.min()) + 0.75 / (5 * bounds.max()))
   near, far = (0.0, 1.0) if ndc else (0.9 * bounds.min(), bounds.max())

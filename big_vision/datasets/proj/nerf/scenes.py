@@ -83,7 +83,7 @@ class Scene(core.IndexSource):
     for fname in self._distance_fnames:
       try:
         values = np.load(fname, allow_pickle=False)
-      except (OSError, ValueError) as error:
+      except (OSError, ValueError, EOFError) as error:
         raise core.DataError(f"{fname} cannot be read: {error}") from error
       if values.shape != (self.camera.height, self.camera.width):
         raise core.DataError(
