@@ -18,7 +18,7 @@ import ml_collections
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, scene="workdirs/scene", steps=4000)
+  arg = bvcc.parse_arg(arg, scene="workdirs/scene", steps=2000)
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.trainer = "proj.nerf.radiance_field"

@@ -14,7 +14,7 @@ import ml_collections
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, scene="workdirs/scene", steps=600, size=64)
+  arg = bvcc.parse_arg(arg, scene="workdirs/scene", steps=300, size=64)
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.trainer = "proj.nerf.radiance_field"
@@ -33,12 +33,12 @@ def get_config(arg=None):
   config.schedule = dict(decay_type="exponential")
 
   config.log_training_steps = 50
-  config.ckpt_steps = 200
+  config.ckpt_steps = 100
 
   config.evals = dict()
   config.evals.test = dict(
       type="proj.nerf.views", data=dict(**scene, split="test"),
-      batch_size=2000, log_steps=200)
+      batch_size=2000, log_steps=100)
   config.evals.film = dict(
       type="proj.nerf.path", data=dict(**scene, split="test"),
       outfile="{workdir}/{name}.gif", num_frames=40, batch_size=2000, skip_first=True)

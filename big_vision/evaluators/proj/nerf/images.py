@@ -13,6 +13,7 @@ from big_vision.evaluators import common
 _SHOWN = ("rgb", "opacity", "distance")
 
 
+@functools.lru_cache(maxsize=8)  # Evaluators of one camera share a program.
 def make_renderer(
     predict_fn: Callable, camera: cameras.Camera,
     batch_sharding: jax.sharding.NamedSharding, batch_size: int) -> Callable:

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests.datasets.proj.nerf import llff_files
+
 
 def _project(camera, pose, point):
   """(column, row) of a point, by hand: OpenGL's axes, pixels from 0."""
@@ -230,33 +232,9 @@ def test_names_of_projects_sources():
 
 # -- the LLFF format ----------------------------------------------------------
 
-def _write_llff(path, poses, bounds=(2.0, 9.0), size=(12, 16), focal=14.0,
-                image_size=None):
-  """As structure-from-motion leaves it: axes down, right, backward."""
-  (path / "images").mkdir()
-  rows = []
-  for i, pose in enumerate(poses):
-    right, up, backward, position = pose.T
-    matrix = np.stack([-up, right, backward, position,
-                       np.asarray([*size, focal])], axis=1)
-    rows.append(np.concatenate([matrix.ravel(), bounds]))
-    h, w = image_size or size
-    Image.new("RGB", (w, h), (10 * i, 0, 0)).save(
-        path / "images" / f"image{i:02d}.png")
-  np.save(path / "poses_bounds.npy", np.asarray(rows))
-  return path
-
-
-def _forward(num=9):
-  rng = np.random.default_rng(0)
-  return np.stack([cameras.look_at(
-      rng.normal(size=3) * 0.3 + (1, 2, 3), (1 - 10, 2, 3.0), (0, 0.1, 1))
-                   for _ in range(num)])
-
-
 def test_llff_scenes_are_scaled_and_centred(tmp_path):
-  poses = _forward()
-  _write_llff(tmp_path, poses)
+  poses = llff_files.forward()
+  llff_files.write(tmp_path, poses)
   scene = llff.open_source(str(tmp_path), "train", factor=2, ndc=False)
   test = llff.open_source(str(tmp_path), "test", factor=2)
   assert scene.camera == (6, 8, 7.0, False)
@@ -285,7 +263,7 @@ def test_llff_cameras_all_around_look_at_the_middle(tmp_path):
   ring = [middle + radius * np.asarray([np.cos(a) * .8, np.sin(a) * .8, .6])
           for a in np.linspace(0, 2 * np.pi, 9)[:-1]]
   poses = np.stack([cameras.look_at(p, middle, (0, 0, 1)) for p in ring])
-  _write_llff(tmp_path, poses)
+  llff_files.write(tmp_path, poses)
   scene = llff.open_source(
       str(tmp_path), "train", factor=1, spherify=True, ndc=False)
   position = scene.poses[:, :, 3]
@@ -297,7 +275,7 @@ def test_llff_cameras_all_around_look_at_the_middle(tmp_path):
 
 
 def test_llff_uses_images_that_were_made_smaller_before(tmp_path):
-  _write_llff(tmp_path, _forward(), size=(13, 17))
+  llff_files.write(tmp_path, llff_files.forward(), size=(13, 17))
   (tmp_path / "images_4").mkdir()
   for i in range(9):  # 13 / 4 = 3.25 and 17 / 4 = 4.25, as ImageMagick rounds.
     Image.new("RGB", (4, 3), (0, 100, 0)).save(
@@ -312,14 +290,14 @@ def test_llff_uses_images_that_were_made_smaller_before(tmp_path):
     (dict(hold_out=1), "hold_out=1"), (dict(spherify=True), "one of them"),
     (dict(path="nowhere"), "nowhere has neither .*images_1 nor images")])
 def test_llff_arguments_that_cannot_be(tmp_path, wrong, message):
-  _write_llff(tmp_path, _forward())
+  llff_files.write(tmp_path, llff_files.forward())
   kw = {"path": str(tmp_path), "split": "train", "factor": 1, **wrong}
   with pytest.raises(config_lib.ConfigError, match=message):
     llff.open_source(**kw)
 
 
 def test_broken_llff_scenes(tmp_path):
-  _write_llff(tmp_path, _forward())
+  llff_files.write(tmp_path, llff_files.forward())
   file = tmp_path / "poses_bounds.npy"
   rows = np.load(file)
 
