@@ -67,7 +67,9 @@ def test_builds_without_allocating(name, root):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_trains_two_steps(name, root, tmp_path):
+def test_trains_two_steps(name, root, tmp_path, monkeypatch):
+  one = jax.devices()[:1]  # Compiles faster; test_radiance_field.py takes 8.
+  monkeypatch.setattr(jax, "devices", lambda *args: one)
   changes = {**SMALL, **({"model.size": 4} if name == "analytic_voxels"
                          else SMALL_NETWORK)}
   if name == "llff":
