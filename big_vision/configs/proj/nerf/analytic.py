@@ -5,8 +5,10 @@ COMMAND
   bash run.sh big_vision.tools.make_scene --path workdirs/scene
   bash run.sh big_vision.train --config big_vision/configs/proj/nerf/analytic.py --workdir workdirs/nerf
 
-EXPECTED
-  Not measured.
+EXPECTED (one core of two, which other programs used too)
+  32.4 dB on 12 held-out views (one run), SSIM 0.971, distances wrong by 0.044
+  of a scene 2.7 wide; 30.3 dB after 1,000 of 2,000 steps. 10 min 12 s of
+  processor time (24 min 34 s passed), start, evaluations and film included.
 
 Smaller than the published networks (4 layers of 64 in the place of 8 of 256, 32
 + 32 samples in the place of 64 + 128, 512 rays in the place of 4,096, fewer

@@ -5,8 +5,10 @@ COMMAND
   bash run.sh big_vision.tools.make_scene --path workdirs/scene
   bash run.sh big_vision.train --config big_vision/configs/proj/nerf/analytic_voxels.py --workdir workdirs/voxels
 
-EXPECTED
-  Not measured.
+EXPECTED (one core of two, which other programs used too)
+  30.1 dB on 12 held-out views (30.10, 30.09, 30.06 for the seeds 0, 1, 2), SSIM
+  0.942, distances wrong by 0.082 of a scene 2.7 wide; 300 steps in 54 s of
+  processor time (1 min 47 s passed), start, evaluations and film included.
 """
 
 from big_vision import config as bvcc
