@@ -158,6 +158,12 @@ class TrainingPipeline:
     import tensorflow as tf
     b = self.batch_size
     part = self._parts[0]
+    if self._counts is None and part.is_index:
+      dataset = tf.data.Dataset.counter(np.int64(first_batch)).map(
+          lambda n: part.finish_indices(part.index(
+              n * b + tf.constant(rows, tf.int64), 0, self._seed)),
+          **_parallel())
+      return _in_order(dataset)
     if part.is_stream:
       mine = np.isin(np.arange(b), rows)
       records = part.source.stream(
@@ -350,7 +356,9 @@ class _Part:
     if self.is_stream:
       self.buffer_size = config.get("shuffle_buffer_size", 10_000)
     kw = {} if pp_modules is None else {"modules": tuple(pp_modules)}
-    self._pp = builder.make_preprocess(config.get("pp", ""), **kw)
+    pp = config.get("pp", "")
+    self._pp = builder.make_preprocess(pp, **kw)
+    self.is_index = not pp and isinstance(self.source, core.IndexSource)
     if not len(self.source):
       raise DataError(f"{where}.data, {options}, is empty.")
 
@@ -375,6 +383,10 @@ class _Part:
       example = {**example, "_seed": tf.random.experimental.stateless_fold_in(
           tf.constant([seed, _SALT_OPS], tf.int32), position)}
     return _to_jax_types(self._pp(example))
+
+  def finish_indices(self, indices):
+    """The examples int64[n] of an `IndexSource`, all at once."""
+    return _to_jax_types(self.source.read(indices))
 
   def load_spec(self, position, seed):
     """Like an example, for its types."""
@@ -417,11 +429,15 @@ def _parallel():
 
 def _finish(dataset, num_rows):
   """Batches, made ahead, in order."""
+  return _in_order(dataset.batch(num_rows, drop_remainder=True))
+
+
+def _in_order(dataset):
+  """What is batched already, made ahead, in order."""
   import tensorflow as tf
   options = tf.data.Options()
   options.deterministic = True
-  return dataset.batch(num_rows, drop_remainder=True).prefetch(
-      2).with_options(options)
+  return dataset.prefetch(2).with_options(options)
 
 
 def _with_substitutes(positions, load):

@@ -120,6 +120,8 @@ def create_schedule(
                 (`linear_end` is an alias of end)
     rsqrt       b / sqrt(1 + (t + shift - w) / timescale) after the warm-up;
                 keys: timescale=10_000, shift=0, in any duration unit
+    exponential b * rate ** ((t - w) / timescale) after the warm-up; keys:
+                rate=0.1, timescale in any duration unit (default: all steps)
     stair       b * mults[number of `steps` that are <= t]; keys: steps, mults
 
   all times min(1, t / w) and min(1, (T - t) / cooldown). `end` is relative to
@@ -151,10 +153,11 @@ def create_schedule(
       kw.pop(f"{prefix}_{unit}", None)
     return steps
 
-  if decay_type == "rsqrt":
-    # Bare `timescale` and `shift` are steps.
-    for key, default in (("timescale", 10_000), ("shift", 0)):
-      kw[key] = take(key, kw.pop(key, default))
+  # Bare `timescale` and `shift` are steps.
+  lengths = {"rsqrt": (("timescale", 10_000), ("shift", 0)),
+             "exponential": (("timescale", max(1, total_steps)),)}
+  for key, default in lengths.get(decay_type, ()):
+    kw[key] = take(key, kw.pop(key, default))
   warmup, cooldown = take("warmup", 0), take("cooldown", 0)
   if scale_with_batchsize:
     mult = mult * batch_size / 256
@@ -191,6 +194,11 @@ def _rsqrt(base, timescale, shift):
       1.0 + (jnp.maximum(since_warmup, 0.0) + shift) / timescale)
 
 
+def _exponential(base, timescale, rate=0.1):
+  return lambda t, since_warmup, p: base * rate ** (
+      jnp.maximum(since_warmup, 0.0) / timescale)
+
+
 def _stair(base, steps=(), mults=()):
   if len(steps) != len(mults) or list(steps) != sorted(steps):
     raise config_lib.ConfigError(
@@ -202,7 +210,8 @@ def _stair(base, steps=(), mults=()):
       jnp.searchsorted(jnp.asarray(edges), t, side="right")]
 
 
-_DECAYS = {"cosine": _cosine, "linear": _polynomial, "polynomial": _polynomial,
+_DECAYS = {"cosine": _cosine, "exponential": _exponential,
+           "linear": _polynomial, "polynomial": _polynomial,
            "rsqrt": _rsqrt, "stair": _stair}
 
 

@@ -59,9 +59,16 @@ def make(task: Task, info: Info, rng, shapes, shardings) -> State:
 
 
 def infer_frozen(frozen, strategy, mesh):
-  """The shardings of a task's frozen arrays: like those of parameters."""
+  """The shardings of a task's frozen arrays: like those of parameters.
+
+  Rules that only speak of the state's leaves are no mistake here.
+  """
+  matches = tree.first_match(
+      [name for name, _ in tree.flatten_with_names(frozen)],
+      [pattern for pattern, _ in strategy])
   return sharding.infer(
-      frozen, strategy if jax.tree.leaves(frozen) else (), mesh)
+      frozen, [rule for i, rule in enumerate(strategy)
+               if i in matches.values()], mesh)
 
 
 def put_frozen(task: Task, strategy, mesh):

@@ -6,6 +6,7 @@ import time
 from big_vision import config as config_lib
 from big_vision import input_pipeline
 from big_vision import sharding
+from big_vision.datasets import core
 import jax
 import numpy as np
 from PIL import Image
@@ -126,6 +127,29 @@ def test_any_number_of_hosts_gets_the_same_batches(
         parts.append(batch)
   for parts, batch in zip(got, expected):
     np.testing.assert_array_equal(np.concatenate(parts), batch)
+
+
+class _Numbers(core.IndexSource):
+  def describe(self, index):
+    return f"number {index}"
+
+
+def test_batches_of_indices_are_what_one_by_one_gives(monkeypatch):
+  """Made at once where nothing is to be preprocessed, else like any others."""
+  monkeypatch.setattr(core, "open_source", lambda name: _Numbers(30, name))
+  at_once = _training(dict(name="ray"), pp="")
+  assert at_once.batch_spec == {"ray": jax.ShapeDtypeStruct((8,), np.int32)}
+  for where in (_sharding(), _sharding(devices=jax.devices()[:2])):
+    for first in (0, 5):
+      np.testing.assert_array_equal(
+          _take(at_once, 4, first, where, key="ray"),
+          _take(_training(dict(name="ray"), pp="keep('ray')"), 4, first, where,
+                key="ray"))
+  ids = np.ravel(_take(at_once, 15, key="ray"))
+  for epoch in ids.reshape(4, 30):
+    assert sorted(epoch) == list(range(30))
+  cached = _training(dict(name="ray"), pp="", cache_raw=True)
+  np.testing.assert_array_equal(np.ravel(_take(cached, 15, key="ray")), ids)
 
 
 def test_mixtures_have_their_weights_and_cover_every_source(tmp_path):

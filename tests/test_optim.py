@@ -43,6 +43,11 @@ STEPS = [0, 5, 10, 30, 60, 90, 99, 100]
                                          .5]),
     (dict(decay_type="stair", steps=[30, 90], mults=[.5, .1]),
      [0, .5, 1, .5, .5, .1, .1, .1]),
+    # .1 ** ((t - 10) / 45), and the default: a tenth at the end.
+    (dict(decay_type="exponential", timescale_examples=450),
+     [0, .5, 1, .3594, .0774, .0167, .0105, .01]),
+    (dict(decay_type="exponential", rate=.25, timescale_steps=90),
+     [0, .5, 1, .7349, .4629, .2916, .2539, .25]),
     (dict(), [0, .5, 1, 1, 1, 1, 1, 1])])
 @pytest.mark.parametrize("warmup", [
     dict(warmup_steps=10), dict(warmup_percent=.1), dict(warmup_epochs=2),

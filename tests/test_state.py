@@ -121,6 +121,19 @@ def test_frozen_is_seen_by_the_update_and_is_no_part_of_the_state():
   assert not frozen["teacher"].is_deleted()
 
 
+def test_frozen_is_placed_by_the_rules_that_speak_of_it():
+  """A rule for parameters alone is no mistake; the other rules are followed."""
+  task = _task(_partial, frozen=lambda: {
+      "images": np.zeros((16, 3), np.float32), "t": np.float32(1)})
+  strategy = [("params/w", "fsdp('data', 0)"), (".*images", "fsdp('data', 0)"),
+              (".*", "replicate")]
+  mesh = sharding.make_mesh()
+  frozen = state_lib.put_frozen(task, strategy, mesh)
+  assert frozen["images"].addressable_shards[0].data.shape == (2, 3)
+  assert frozen["t"].sharding.is_fully_replicated
+  assert state_lib.put_frozen(_task(), strategy, mesh) == {}
+
+
 def test_static_choices_compile_once_per_value():
   def update(state, batch, rng, size=1):
     del state, rng

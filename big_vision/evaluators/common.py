@@ -105,7 +105,9 @@ def make_evaluators(
     data_size: examples of a training epoch, for `log_epochs`.
     train_batch_size: for `log_epochs` and `log_examples`.
     pp_modules: modules with the preprocessing ops; None for the default ones.
-    workdir: of the run; replaces "{workdir}" in the evaluators' strings.
+    workdir: of the run; replaces "{workdir}" in the evaluators' strings, as
+      the evaluator's name, which the twin of an average has its own of,
+      replaces "{name}".
     where: the path of `evals`, for messages.
 
   Returns:
@@ -162,8 +164,11 @@ def make_evaluators(
       predict_fn = bound.setdefault(
           (twin_pred, repr(pred_kw)),
           functools.partial(predict_fns[twin_pred], **pred_kw))
+      own = {key: value.replace("{name}", twin_name)
+             if isinstance(value, str) else value
+             for key, value in rest.items()}
       evaluator = config_lib.call(
-          module.Evaluator, rest, path, predict_fn=predict_fn,
+          module.Evaluator, own, path, predict_fn=predict_fn,
           batch_sharding=batch_sharding, batch_size=own_batch_size, **given)
       made.append(Scheduled(
           twin_name, twin_prefix, evaluator, log_steps, skip_first,

@@ -1,0 +1,127 @@
+"""Pinhole cameras: from pixels to rays, and paths for cameras to follow.
+
+A pose is camera-to-world, float32[3, 4] = [R | o], in the convention of OpenGL:
+in the camera's coordinates x points right, y up, and it looks along -z.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+
+class Camera(NamedTuple):
+  """What all cameras of a scene have in common; numbers of Python.
+
+  Attributes:
+    height, width: of the image, pixels.
+    focal: length, pixels; the axis goes through the middle of the image.
+    pixel_center: whether a ray goes through the centre of its pixel, and not
+      through its upper left corner, as in the published code of NeRF.
+  """
+  height: int
+  width: int
+  focal: float
+  pixel_center: bool
+
+
+def pixel_rays(camera: Camera, pose, pixel):
+  """The rays that pixels see, in world coordinates.
+
+  Args:
+    camera: of all of them.
+    pose: float32[b, 3, 4], or float32[3, 4] for one camera.
+    pixel: int32[b], row * width + column.
+
+  Returns:
+    {"origin": float32[b, 3], "direction": float32[b, 3]}. Directions have
+    length 1 along the camera's axis, and so are longer than 1 off it.
+
+  Source: bmild/nerf `get_rays`; JaxNeRF `_generate_rays`.
+  """
+  offset = 0.5 if camera.pixel_center else 0.0
+  row, column = pixel // camera.width, pixel % camera.width
+  local = jnp.stack([
+      (column + offset - camera.width / 2) / camera.focal,
+      -(row + offset - camera.height / 2) / camera.focal,
+      -jnp.ones(pixel.shape, jnp.float32)], axis=-1)
+  # Not einsum: matrix units may round to bfloat16, which moves pixels.
+  direction = jnp.sum(pose[..., :3] * local[:, None, :], axis=-1)
+  origin = jnp.broadcast_to(pose[..., 3], direction.shape)
+  return {"origin": origin, "direction": direction}
+
+
+def look_at(position, target, up) -> np.ndarray:
+  """The pose float64[3, 4] of a camera at `position` that sees `target`.
+
+  Raises:
+    ValueError: `up` is along the line of sight.
+  """
+  position = np.asarray(position, np.float64)
+  backward = position - np.asarray(target, np.float64)
+  right = np.cross(up, backward)
+  if np.linalg.norm(right) < 1e-9 * np.linalg.norm(backward):
+    raise ValueError(
+        f"A camera at {position} that looks at {target} cannot have {up} up.")
+  backward /= np.linalg.norm(backward)
+  right /= np.linalg.norm(right)
+  return np.stack(
+      [right, np.cross(backward, right), backward, position], axis=1)
+
+
+def orbit(poses, num_frames: int) -> np.ndarray:
+  """Poses on a circle around the z axis, as the path of the Blender scenes.
+
+  Args:
+    poses: float[n, 3, 4] of cameras; the circle has their mean distance from
+      the origin and looks at it from 30 degrees above, as published.
+    num_frames: of a whole turn.
+
+  Returns:
+    float32[num_frames, 3, 4].
+  """
+  radius = np.linalg.norm(poses[:, :, 3], axis=1).mean()
+  height = np.deg2rad(30)
+  frames = []
+  for angle in 2 * np.pi * np.arange(num_frames) / num_frames:
+    position = radius * np.asarray([
+        np.cos(angle) * np.cos(height), np.sin(angle) * np.cos(height),
+        np.sin(height)])
+    frames.append(look_at(position, np.zeros(3), [0., 0, 1]))
+  return np.asarray(frames, np.float32)
+
+
+def spiral(poses, focus: float, num_frames: int, turns: int = 2) -> np.ndarray:
+  """Poses on a spiral through forward-facing cameras, as the path of LLFF.
+
+  Args:
+    poses: float[n, 3, 4], of cameras that look in about the same direction.
+    focus: distance in front of their mean at which all of them look.
+    num_frames: of the whole path, which ends where it begins.
+    turns: around its axis.
+
+  Returns:
+    float32[num_frames, 3, 4].
+
+  Source: bmild/nerf `render_path_spiral`: radii are the 90th percentiles of
+  the cameras' distances from their mean, times (1, -1, -.5) and half speed
+  along the axis.
+  """
+  mean = average(poses)
+  radii = np.percentile(np.abs(poses[:, :, 3] - mean[:, 3]), 90, axis=0)
+  target = mean @ np.asarray([0, 0, -focus, 1])
+  frames = []
+  for angle in 2 * np.pi * turns * np.arange(num_frames) / num_frames:
+    offset = radii * np.asarray(
+        [np.cos(angle), -np.sin(angle), -np.sin(angle / turns)])
+    position = mean @ np.append(offset, 1)
+    frames.append(look_at(position, target, mean[:, 1]))
+  return np.asarray(frames, np.float32)
+
+
+def average(poses) -> np.ndarray:
+  """The mean camera, float64[3, 4]: mean position, sums of axes made square."""
+  poses = np.asarray(poses, np.float64)
+  position = poses[:, :, 3].mean(axis=0)
+  backward = poses[:, :, 2].sum(axis=0)
+  return look_at(position, position - backward, poses[:, :, 1].sum(axis=0))

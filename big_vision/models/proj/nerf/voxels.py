@@ -1,0 +1,79 @@
+"""A radiance field without a network: density and colour at grid points.
+
+Source: arXiv:2111.11215 (DVGO), section 4, simplified: one grid, colours that
+do not depend on the direction, no mask of empty space. Density is activated
+after interpolation (section 4.2), so that edges can be sharp within a voxel.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def interpolate(grid, points, bound: float):
+  """Trilinear interpolation in a grid over the cube [-bound, bound]^3.
+
+  Args:
+    grid: float32[g + 1, g + 1, g + 1, c]; the outermost are on the faces.
+    points: float32[..., 3], x, y, z; outside of the cube the value of its
+      nearest face is taken.
+    bound: half the length of the cube.
+
+  Returns:
+    float32[..., c].
+  """
+  size = grid.shape[0] - 1
+  place = jnp.clip((points + bound) * (size / (2 * bound)), 0.0, size)
+  # The last voxel owns its upper face.
+  low = jnp.minimum(jnp.floor(place).astype(jnp.int32), size - 1)
+  t = place - low
+  flat = grid.reshape(-1, grid.shape[-1])
+  total = 0.0
+  for corner in range(8):
+    step = jnp.asarray([corner >> 2 & 1, corner >> 1 & 1, corner & 1])
+    x, y, z = jnp.moveaxis(low + step, -1, 0)
+    weight = jnp.prod(jnp.where(step == 1, t, 1 - t), axis=-1, keepdims=True)
+    total += weight * flat[(x * (size + 1) + y) * (size + 1) + z]
+  return total
+
+
+class Model(nn.Module):
+  """A radiance field with the interface of `mlp.Model`.
+
+  Density is softplus(raw + b) for each voxel's length, b such that a voxel
+  begins with the opacity `alpha_init`; outside of the cube it is 0. Colour is
+  a sigmoid of what is stored.
+
+  Attributes:
+    size: voxels along each edge; there is one grid point more.
+    bound: half the length of the cube around the origin, world units.
+    alpha_init: opacity of a voxel before training, in (0, 1).
+
+  Raises:
+    ValueError: while tracing, if one of them is not as it must be.
+  """
+  size: int = 128
+  bound: float = 1.5
+  alpha_init: float = 1e-2
+
+  @nn.compact
+  def __call__(self, points, directions, noise=0.0):
+    """See `mlp.Model`; directions make no difference."""
+    del directions
+    if self.size < 1 or self.bound <= 0 or not 0 < self.alpha_init < 1:
+      raise ValueError(
+          f"size={self.size} and bound={self.bound} must be positive, "
+          f"alpha_init={self.alpha_init} between 0 and 1.")
+    shape = (self.size + 1,) * 3
+    density = self.param("density", nn.initializers.zeros, (*shape, 1))
+    colour = self.param("colour", nn.initializers.zeros, (*shape, 3))
+    value = interpolate(
+        jnp.concatenate([density, colour], axis=-1), points, self.bound)
+    # DVGO, Eq. 9, of an interval of one voxel.
+    shift = math.log(1 / (1 - self.alpha_init) - 1)
+    voxel = 2 * self.bound / self.size
+    inside = jnp.all(jnp.abs(points) <= self.bound, axis=-1)
+    sigma = jax.nn.softplus(value[..., 0] + shift + noise) / voxel
+    return jnp.where(inside, sigma, 0.0), nn.sigmoid(value[..., 1:])
