@@ -1,0 +1,108 @@
+"""What each sharding preset keeps on a chip, by the TPU's own compiler.
+
+  python -m benchmarks.presets [ViT-B/16 ViT-L/16 UT-B/16 Mixer-B/16 BiT-50]
+
+No TPU is needed, but `pip install big_vision[plan]`. Each model's training step
+(batch 1,024, 224 px, activations in bfloat16, what its ImageNet config says
+otherwise) is compiled for a v5e:4x4 slice: 16 chips of 15.75 GiB, as 16 x
+"data", for tp and fsdp_tp as 4 x "data", 4 x "model".
+
+Parameters and optimizer state are bytes of their shards; gradients are float32
+and split as parameters are. Activations are the compiled step's temporaries,
+the most that is alive at a time beside state and batch: what the backward pass
+needs, parameters that were gathered, and the gradients that are there by then.
+"""
+
+import argparse
+from typing import Any
+
+import jax
+import ml_collections
+
+from big_vision import config as config_lib
+from big_vision import sharding
+from big_vision.configs import bit_i1k
+from big_vision.configs import mlp_mixer_i1k
+from big_vision.configs import vit_i1k
+from big_vision.datasets import tfds_source
+from big_vision.tools import plan
+
+TOPOLOGY = "v5e:4x4"
+BATCH_SIZE = 1024
+
+
+def _universal_transformer(arg: str) -> ml_collections.ConfigDict:
+  """ViT's config, with one block of its size that is applied 12 times."""
+  config = vit_i1k.get_config(arg)
+  config.model_name = "universal_transformer"
+  config.model = dict(
+      width=768, num_heads=12, max_steps=12, norm="pre", posemb="sincos2d",
+      attention="fused")
+  config.aux_losses = dict(ponder_cost=0.01)
+  return config
+
+
+MODELS = {
+    "ViT-B/16": (vit_i1k.get_config, "variant=B/16"),
+    "ViT-L/16": (vit_i1k.get_config, "variant=L/16"),
+    "UT-B/16": (_universal_transformer, "variant=B/16"),
+    "Mixer-B/16": (mlp_mixer_i1k.get_config, "variant=B/16"),
+    "BiT-50": (bit_i1k.get_config, "depth=50"),
+}
+
+
+def make_config(model: str, preset: str) -> Any:
+  """The config of a model's training on ImageNet with this preset."""
+  get_config, arg = MODELS[model]
+  config = get_config(f"{arg},batch_size={BATCH_SIZE}")
+  mesh = [("data", 4), ("model", 4)] if "tp" in preset else [("data", 16)]
+  return plan.changed(config, {
+      "model.dtype_mm": "bfloat16", "evals": {}, "mesh": mesh,
+      "sharding_strategy": None, "sharding_preset": preset})
+
+
+def row(model: str, preset: str, hardware: plan.Hardware) -> tuple[str, str]:
+  """A row of Markdown, and why it is empty where the preset cannot be used."""
+  head = f"| {model} | {preset} |"
+  try:
+    planned = plan.make_plan(
+        config_lib.resolve(make_config(model, preset)), hardware)
+  except plan.DoesNotFitError as error:
+    return f"{head} does not fit | | | | | |", str(error)
+  except config_lib.ConfigError as error:
+    return f"{head} does not apply | | | | | |", str(error)
+  program = planned.program
+  entries = {name: on_device for name, _, on_device in
+             plan.entry_bytes(planned.built)}
+  columns = [entries["params"], entries["params"], entries["opt"],
+             program.peak_bytes - program.argument_bytes, program.peak_bytes]
+  links = sum(c.bytes_on_links for c in program.collectives)
+  return " ".join([head, *(f"{x / 2**20:,.0f} |" for x in columns),
+                   f"{links / 1e9:.2f} |"]), ""
+
+
+def main():
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("models", nargs="*", default=list(MODELS),
+                      help=f"of {list(MODELS)}")
+  args = parser.parse_args()
+  jax.config.update("jax_platforms", "cpu")
+  hardware = plan.describe_topology(TOPOLOGY)
+  print("| model | preset | parameters, MiB | gradients, MiB | optimizer, MiB "
+        "| activations, MiB | peak, MiB | GB over the links |\n"
+        "|---|---|---|---|---|---|---|---|")
+  reasons = {}
+  with tfds_source.declared_if_missing():
+    for model in args.models:
+      for preset in sharding.PRESETS:
+        text, reasons[model, preset] = row(model, preset, hardware)
+        print(text, flush=True)
+  print()
+  for (model, preset), reason in reasons.items():
+    if reason:
+      print(f"{model}, {preset}: {reason}")
+
+
+if __name__ == "__main__":
+  main()
