@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-import processes
+from tests import processes
 import tiny_config
 
 

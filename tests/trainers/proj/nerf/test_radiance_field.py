@@ -26,7 +26,7 @@ from PIL import Image
 import pytest
 from skimage import metrics as skimage_metrics
 
-import processes
+from tests import processes
 from tests.models import drawn
 
 GOLDEN = pathlib.Path(__file__).parents[3] / "golden" / "losses"
