@@ -9,6 +9,19 @@ from big_vision import config as config_lib
 from big_vision import tree
 
 
+def read_config(workdir: str, where: str = "--workdir") -> config_lib.Config:
+  """The config of a run; `where` it was named, for the message.
+
+  Raises:
+    ConfigError: this is not the workdir of a run.
+  """
+  config = config_lib.load_workdir(workdir)
+  if config is None:
+    raise config_lib.ConfigError(
+        f"{where}={workdir!r} is not a run's workdir: it has no config.json.")
+  return config
+
+
 def read(workdir: str, entries: Sequence[str], where: str
          ) -> tuple[config_lib.Config, dict[str, Any]]:
   """The config of a run, and a part of its newest checkpoint.
@@ -27,13 +40,11 @@ def read(workdir: str, entries: Sequence[str], where: str
       entries.
     CheckpointDamaged: what was saved cannot be read.
   """
-  config = config_lib.load_workdir(workdir)
+  config = read_config(workdir, where)
   directory = os.path.join(workdir, "checkpoints")
-  if config is None or not checkpoint.list_steps(directory):
+  if not checkpoint.list_steps(directory):
     raise config_lib.ConfigError(
-        f"{where}={workdir!r} is not the workdir of a run with a checkpoint: "
-        + ("there is no config.json." if config is None else
-           "nothing is saved yet."))
+        f"{where}={workdir!r} is a run that has saved nothing yet.")
   arrays = {}
   for entry in entries:
     arrays |= checkpoint.read_arrays(directory, prefix=f"{entry}/")

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from big_vision import build as build_lib
 from big_vision import checkpoint
 from big_vision import config as config_lib
+from big_vision import finished
 from big_vision import input_pipeline
 from big_vision import launch
 from big_vision import metrics
@@ -75,14 +76,10 @@ def main(argv):
   with launch.exit_codes({
       config_lib.ConfigError: launch.EXIT_CONFIG,
       input_pipeline.DataError: launch.EXIT_DATA,
-      checkpoint.CheckpointDamaged: launch.EXIT_STORAGE,
       checkpoint.StorageError: launch.EXIT_STORAGE}):
     launch.start_processes(
         args.coordinator_address, args.num_processes, args.process_id)
-    stored = config_lib.load_workdir(args.workdir)
-    if stored is None:
-      raise config_lib.ConfigError(
-          f"{args.workdir} has no config.json: it is not a run's workdir.")
+    stored = finished.read_config(args.workdir)
     if args.config is not None:
       given = config_lib.resolve(args.config)
       stored = config_lib.Config(

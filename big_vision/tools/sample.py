@@ -23,6 +23,7 @@ import numpy as np
 from big_vision import build as build_lib
 from big_vision import checkpoint
 from big_vision import config as config_lib
+from big_vision import finished
 from big_vision import input_pipeline
 from big_vision import launch
 from big_vision import op_string
@@ -122,10 +123,7 @@ def main(argv):
       checkpoint.StorageError: launch.EXIT_STORAGE}):
     launch.start_processes(
         args.coordinator_address, args.num_processes, args.process_id)
-    config = config_lib.load_workdir(args.workdir)
-    if config is None:
-      raise config_lib.ConfigError(
-          f"{args.workdir} has no config.json: it is not a run's workdir.")
+    config = finished.read_config(args.workdir)
     sample(config, args.workdir, pred=args.pred, num=args.num, seed=args.seed,
            label=args.label, step=args.step)
 
