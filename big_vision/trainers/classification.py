@@ -48,6 +48,10 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
       grad_accum_steps, ema_decay, redraw_{steps,examples,epochs,percent} and
       the keys of `optim.make`.
     info: what the loop knows.
+
+  Raises:
+    ConfigError: what the config names does not exist, or the batch does not
+      have it in the form above; some of it when the step is traced.
   """
   models = config_lib.import_by_name(
       "big_vision.models", config.model_name, "model")
@@ -118,6 +122,12 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
     loss = loss_fn(logits=logits, labels=labels)
     if loss.ndim == 1:
       return loss, top1
+    if "mask" not in batch:
+      raise config_lib.ConfigError(
+          f"The model answers for every token, logits {list(logits.shape)}; "
+          "which of them count is to be in the batch as \"mask\", "
+          f"{list(loss.shape)}. It has {sorted(batch)}: keep it in config.input"
+          ".pp.")
     counts = common.check_mask(batch["mask"], loss.shape)
     return tuple(common.mean_of_tokens(x, counts) for x in (loss, top1))
 

@@ -98,3 +98,12 @@ def test_what_does_not_fit(labels, kw, message):
     task = _task(batch, "gap", **kw)
     jax.eval_shape(task.predict_fns["loss"], jax.eval_shape(
         lambda: _state(task, batch)), batch)
+
+
+def test_answers_for_every_token_want_a_mask():
+  batch = _batch(np.zeros((B, N), np.int32))
+  del batch["mask"]
+  task = _task(batch, "none", model_inputs=("tokens",))
+  with pytest.raises(config_lib.ConfigError, match='"mask", .4, 3.. It has'):
+    jax.eval_shape(task.predict_fns["loss"], jax.eval_shape(
+        lambda: _state(task, batch)), batch)
