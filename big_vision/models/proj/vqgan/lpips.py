@@ -13,11 +13,12 @@ Dimensions: b batch, h w rows and columns, c channels.
 """
 
 from collections.abc import Mapping
-import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from big_vision.models import weights as weights_lib
 
 # Places of the convolutions in torchvision's VGG-16; a slice ends with the
 # activation that is compared, and the next one starts with max-pooling.
@@ -43,14 +44,16 @@ def expected_shapes() -> dict[str, tuple[int, ...]]:
 def load(fname: str) -> dict[str, np.ndarray]:
   """The arrays of the file, float32, under their names in it.
 
+  Args:
+    fname: local or remote, see `weights.read`.
+
   Raises:
     ValueError: the file is not such a one; names what is missing or of another
       shape.
   """
   try:
-    with np.load(fname, allow_pickle=False) as file:
-      stored = {name: file[name] for name in file.files}
-  except (OSError, ValueError, zipfile.BadZipFile) as error:
+    stored = weights_lib.read(fname)
+  except (OSError, ValueError) as error:
     raise ValueError(
         f"The LPIPS weights {fname!r} cannot be read: {error}") from error
   wrong = [
