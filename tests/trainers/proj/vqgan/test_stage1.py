@@ -189,7 +189,7 @@ def test_accumulated_parts_are_the_whole_batch(single):
     (dict(model=dict(widht=3)), "config.model.widht does not exist.*'width'"),
     (dict(perceptual=dict(name="vgg")), r"perceptual.name is 'vgg'.*lpips"),
     (dict(perceptual=dict(name="classifier", workdir="none", layers=[])),
-     "workdir='none' is not the workdir of a run")])
+     "workdir='none' is not a run's workdir: it has no config.json")])
 def test_wrong_configs_are_errors_that_help(changes, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     runs.Run(stage1.make_task, runs.config(**changes))
