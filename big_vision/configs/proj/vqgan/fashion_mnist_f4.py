@@ -25,7 +25,7 @@ QUANTIZERS = dict(
 
 def get_config(arg=None):
   arg = bvcc.parse_arg(
-      arg, quantizer="ema", gan=True, classifier="", epochs=10)
+      arg, quantizer="ema", gan=True, classifier="", epochs=5)
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.trainer = "proj.vqgan.stage1"
@@ -36,7 +36,7 @@ def get_config(arg=None):
       data=dict(name="fashion_mnist", split="train"), batch_size=64, pp=pp)
 
   config.model = dict(
-      width=16, mults=(1, 2, 4), depth=1, attn_factors=(), z_width=64,
+      width=8, mults=(1, 2, 4), depth=1, attn_factors=(), z_width=64,
       quantizer=QUANTIZERS[arg.quantizer])
 
   adam = dict(optax_name="scale_by_adam", optax=dict(b1=0.5, b2=0.9))
@@ -59,7 +59,7 @@ def get_config(arg=None):
   config.ckpt_epochs = 1
 
   test = dict(data=dict(name="fashion_mnist", split="test"), pp_fn=pp,
-              pred="reconstruct", log_epochs=1)
+              pred="reconstruct", log_percent=0.25)
   config.evals = dict()
   config.evals.test = dict(type="proj.vqgan.reconstruction", **test)
   config.evals.codes = dict(type="proj.vqgan.codebook", **test)

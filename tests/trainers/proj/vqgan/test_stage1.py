@@ -184,6 +184,36 @@ def test_accumulated_parts_are_the_whole_batch(single):
     _assert_same(one, two, _close)
 
 
+def test_equal_parts_against_the_discriminator_are_the_whole(monkeypatch):
+  """Every part has its own adaptive weight: here they are the same."""
+  alone = runs.batch
+  monkeypatch.setattr(runs, "batch", lambda step: jax.tree.map(
+      lambda x: np.repeat(x[:4], 2, axis=0), alone(step)))
+  changes = dict(gan=dict(runs.GAN, start_steps=0, optimizer=_PLAIN), **_PLAIN)
+  one, two = (
+      runs.Run(stage1.make_task, runs.config(
+          grad_accum_steps=steps, **changes)).steps(1)[0] for steps in (1, 2))
+  assert one[1]["training_adaptive_weight"] > 0
+  _assert_same(one, two, _close)
+
+
+def test_bfloat16_is_near_and_keeps_its_state_in_float32():
+  changes = dict(lr=1e-3)
+  gan = dict(runs.GAN, start_steps=0)
+  half = dict(dtype_mm="bfloat16")
+  wanted = runs.Run(
+      stage1.make_task, runs.config(gan=gan, **changes)).steps(2)
+  found = runs.Run(stage1.make_task, runs.config(
+      model=dict(runs.STAGE1["model"], **half),
+      gan=dict(gan, model=dict(gan["model"], **half)), **changes)).steps(2)
+  for (state, measured), (_, in_full) in zip(found, wanted):
+    for name in ("training_l1", "training_loss"):
+      assert measured[name] != in_full[name]
+      np.testing.assert_allclose(measured[name], in_full[name], rtol=0.05)
+    assert {x.dtype for x in jax.tree.leaves(
+        [state["params"], state["disc"]["params"]])} == {np.dtype(np.float32)}
+
+
 @pytest.mark.parametrize("changes, message", [
     (dict(gan=dict(runs.GAN, loss="hinges")), "gan.loss is 'hinges'"),
     (dict(model=dict(widht=3)), "config.model.widht does not exist.*'width'"),
