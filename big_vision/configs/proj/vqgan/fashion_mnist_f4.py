@@ -48,8 +48,8 @@ def get_config(arg=None):
   if arg.gan:
     # 2 x 2 logits, each of 34 x 34 pixels.
     config.gan = dict(
-        start_percent=0.2, weight=0.8, loss="hinge",
-        model=dict(width=16, depth=2), optimizer=dict(lr=2e-4, **adam))
+        start_percent=0.2, weight=0.2, loss="hinge",
+        model=dict(width=16, depth=2), optimizer=dict(lr=1e-3, **adam))
   if arg.classifier:
     config.perceptual = dict(
         name="classifier", workdir=arg.classifier, crop=28, weight=1.0,

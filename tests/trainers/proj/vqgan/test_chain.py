@@ -8,6 +8,7 @@ import functools
 import importlib
 import json
 import os
+import pathlib
 
 from big_vision import build as build_lib
 from big_vision import checkpoint
@@ -24,6 +25,7 @@ import jax
 import numpy as np
 import pytest
 
+GOLDEN = pathlib.Path(__file__).parents[3] / "golden" / "losses"
 SMALL = {
     "total_epochs": None, "total_steps": 4, "input.batch_size": 8,
     "log_training_steps": 1, "ckpt_epochs": None, "ckpt_steps": 2,
@@ -110,6 +112,17 @@ def test_stage_1_measures_what_it_should(stage1):
   # The perceptual part is logged under the name of its network.
   assert last["training_perceptual_classifier"] > 0
   assert {"training_adaptive_weight", "disc/global_schedule"} <= set(last)
+
+
+def test_the_first_losses_are_what_they_were(stage1, stage2):
+  """As in tests/test_train.py: the message has the contents of the file."""
+  losses = {workdir.name: [row["training_loss"] for row in rows(workdir)[1:4]]
+            for workdir in (stage1, stage2)}
+  stored = json.loads((GOLDEN / "vqgan.json").read_text())
+  assert set(stored) == set(losses)
+  for name, values in losses.items():
+    np.testing.assert_allclose(
+        values, stored[name], rtol=1e-3, err_msg=json.dumps(losses))
 
 
 def test_q15_nothing_is_called_lpips_or_fid(stage1, stage2):
