@@ -5,14 +5,16 @@
       --pred "sample(temperature=0.9, top_k=100)" --label 3 --num 64
 
 reads the config stored in the workdir and its newest checkpoint, and writes
-WORKDIR/samples/NAME_STEP.png, a grid, and beside it NAME_STEP/*.png, one file
-an image. What draws is a predict function of the run's task that returns images
-in [-1, 1], or a dict with such an "image"; it is given batches of the run's
-training data, with "seed", int32[]: a model of codes takes only the labels of
-these. `--pred reconstruct` shows what an autoencoder makes of the images.
+WORKDIR/samples/NAME.png, a grid, and beside it NAME/*.png, one file an image;
+NAME says the step and what was asked for. What draws is a predict function of
+the run's task that returns images in [-1, 1], or a dict with such an "image"; it
+is given batches of the run's training data, with "seed", int32[]: a model of
+codes takes only the labels of these. `--pred reconstruct` shows what an
+autoencoder makes of the images.
 """
 
 import os
+import re
 
 from absl import app
 from absl import flags
@@ -90,7 +92,11 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
       images.append(jax.device_get(
           predict({**state, "frozen": frozen}, batch)))
   shown = pictures.to_uint8(np.concatenate(images)[:num])
-  name = os.path.join(workdir, "samples", f"{op.name}_{step:08d}")
+  # Other images do not take the place of these.
+  asked = [pred] + [f"{key}={value}" for key, value in (
+      ("label", label), ("seed", seed or None)) if value is not None]
+  name = os.path.join(workdir, "samples", "_".join(
+      [f"{step:08d}", re.sub("[^A-Za-z0-9.=-]+", "_", "_".join(asked)).strip("_")]))
   columns = max(1, int(np.sqrt(num)))
   rows = len(shown) // columns
   if jax.process_index() == 0:

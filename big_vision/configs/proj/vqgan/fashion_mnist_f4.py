@@ -9,7 +9,8 @@ COMMAND
   bash run.sh big_vision.train --config big_vision/configs/proj/vqgan/fashion_mnist_f4.py:classifier=workdirs/fashion_mnist --workdir workdirs/fashion_mnist_f4_features
 
 EXPECTED
-  Not measured.
+  After 3 epochs, one run each on one core (27 and 23 min): PSNR 23.4 dB,
+  sharpness 0.83 of the images', all codes used; with gan=False 24.2 dB, 0.70.
 
 Arguments: quantizer ("vq", "ema" or "fsq"), gan (False leaves out the
 discriminator), classifier (a workdir), epochs.
@@ -25,7 +26,7 @@ QUANTIZERS = dict(
 
 def get_config(arg=None):
   arg = bvcc.parse_arg(
-      arg, quantizer="ema", gan=True, classifier="", epochs=5)
+      arg, quantizer="ema", gan=True, classifier="", epochs=3)
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.trainer = "proj.vqgan.stage1"

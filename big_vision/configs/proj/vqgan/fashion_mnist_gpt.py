@@ -10,7 +10,9 @@ COMMAND
   bash run.sh big_vision.train --config big_vision/configs/proj/vqgan/fashion_mnist_gpt.py:stage1=workdirs/fashion_mnist_f4,classifier=workdirs/fashion_mnist --workdir workdirs/fashion_mnist_gpt
 
 EXPECTED
-  Not measured.
+  After 4 epochs, one run on one core (28 min): 2.71 bits per code, 6.71 by their
+  frequencies alone; 77 % of samples are recognized by a classifier that
+  recognizes 91.6 % of the test images.
 
 Arguments: stage1 (a workdir), conditional, classifier (a workdir), epochs.
 """
@@ -22,7 +24,7 @@ import ml_collections
 def get_config(arg=None):
   arg = bvcc.parse_arg(
       arg, stage1="workdirs/fashion_mnist_f4", conditional=True, classifier="",
-      epochs=10)
+      epochs=4)
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.trainer = "proj.vqgan.stage2"
@@ -35,7 +37,7 @@ def get_config(arg=None):
       data=dict(name="fashion_mnist", split="train"), batch_size=64, pp=pp)
 
   config.model = dict(
-      num_classes=10 if arg.conditional else 0, width=128, depth=4, num_heads=4,
+      num_classes=10 if arg.conditional else 0, width=64, depth=4, num_heads=4,
       dropout=0.1)
   config.pkeep = 0.95
 
@@ -51,7 +53,7 @@ def get_config(arg=None):
   config.ckpt_epochs = 1
 
   test = dict(data=dict(name="fashion_mnist", split="test"), pp_fn=pp,
-              log_epochs=1)
+              log_percent=0.25)
   drawn = dict(
       pred="sample", pred_kw=dict(top_k=64), skip_first=True, num_samples=512)
   config.evals = dict()

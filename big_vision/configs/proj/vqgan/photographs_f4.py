@@ -34,7 +34,7 @@ def get_config(arg=None):
       pp=f"random_crop(64)|flip_lr|{keep}")
 
   config.model = dict(
-      width=32, mults=(1, 2, 2), depth=1, attn_factors=(4,), z_width=64,
+      width=8, mults=(1, 2, 4), depth=1, attn_factors=(4,), z_width=64,
       quantizer=QUANTIZERS[arg.quantizer])
 
   adam = dict(optax_name="scale_by_adam", optax=dict(b1=0.5, b2=0.9))
@@ -44,15 +44,15 @@ def get_config(arg=None):
   config.grad_clip_norm = 1.0
   if arg.gan:
     config.gan = dict(
-        start_percent=0.3, weight=0.8, loss="hinge",
-        model=dict(width=32, depth=2), optimizer=dict(lr=2e-4, **adam))
+        start_percent=0.3, weight=0.2, loss="hinge",
+        model=dict(width=16, depth=2), optimizer=dict(lr=1e-3, **adam))
 
   config.log_training_steps = 50
   config.ckpt_percent = 0.1
 
   test = dict(data=dict(name="bv:photographs", split="test", size=80),
               pp_fn=f"central_crop(64)|{keep}", pred="reconstruct",
-              log_percent=0.1)
+              log_percent=0.25)
   config.evals = dict()
   config.evals.test = dict(type="proj.vqgan.reconstruction", **test)
   config.evals.codes = dict(type="proj.vqgan.codebook", **test)

@@ -18,10 +18,18 @@ from big_vision.models import common
 from big_vision.models.proj.vqgan import quantizers
 
 
+def num_groups(channels: int) -> int:
+  """Of a GroupNorm: 32, as published, but none of fewer than 4 channels.
+
+  A single channel would lose its mean, and with it how bright an even patch is;
+  what is published has 4 and more.
+  """
+  return min(32, max(1, channels // 4))
+
+
 def normalize(x, name: str, dtype):
-  """GroupNorm of 32 groups, or of single channels if there are fewer."""
-  return nn.GroupNorm(num_groups=min(32, x.shape[-1]), epsilon=1e-6,
-                      dtype=dtype, name=name)(x)
+  return nn.GroupNorm(num_groups(x.shape[-1]), epsilon=1e-6, dtype=dtype,
+                      name=name)(x)
 
 
 def _conv(x, channels, name, dtype, side=3, **kw):

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from big_vision.models import common
+from big_vision.models.proj.vqgan import autoencoder
 
 
 class Model(nn.Module):
@@ -44,7 +45,7 @@ class Model(nn.Module):
                 stride=2 if i < self.depth else 1, use_bias=not i)
       if i:
         x = nn.GroupNorm(
-            num_groups=min(32, x.shape[-1]), dtype=dtype, name=f"norm_{i}",
+            autoencoder.num_groups(x.shape[-1]), dtype=dtype, name=f"norm_{i}",
             scale_init=_scale)(x)
       x = nn.leaky_relu(x, 0.2)
     x = _conv(x, 1, "head", jnp.float32)

@@ -213,7 +213,8 @@ def test_the_command_writes_samples_from_any_checkpoint(stage1, stage2, capsys):
   assert Image.open(grid).size == (2 * 33 - 1, 2 * 33 - 1)
   assert "5 images" in capsys.readouterr().out
   first = [np.asarray(Image.open(path)) for path in sorted(
-      (stage2 / "samples" / "sample_00000004").iterdir())]
+      (stage2 / "samples" / "00000004_sample_temperature=0.9_top_k=5_label=3"
+       ).iterdir())]
   assert len(first) == 5 and first[0].shape == (32, 32)
   # From a grid of 8 x 10 codes.
   wide = make(pred="sample(size=(8, 10))", num=1)
