@@ -1,15 +1,26 @@
 # pylint: disable=line-too-long
-r"""A Universal Transformer that copies, reverses or adds, longer than trained.
+r"""A Universal Transformer that copies, reverses or adds; tested on longer texts.
 
 The answer stands below the question, one symbol for each token. Places are
 counted from a random number in training, so that distances matter and longer
 texts are nothing new (arXiv:1807.03819, Section 3.3).
 
 COMMAND
+  bash run.sh big_vision.train --config big_vision/configs/sequences.py:task=copy --workdir workdirs/copy
   bash run.sh big_vision.train --config big_vision/configs/sequences.py:task=reverse --workdir workdirs/reverse
+  bash run.sh big_vision.train --config big_vision/configs/sequences.py:task=addition,length=4,steps=6000 --workdir workdirs/addition
 
 EXPECTED
-  Not measured yet.
+  Share of texts of which every token is right, by their length; one run each, 5
+  to 10 min on one core:
+    copy      1 to 10, as trained: 100 %; 11 to 20: 100 %, of each length. From
+              step 750 on; the steps taken fall from 1.6 to 1.0 afterwards.
+    reverse   1 to 10: 99.7 %; 11: 31.5 %, 12: 0.5 %, 13 to 20: none. Of the
+              tokens of 11 to 20, 48 % are right.
+    addition  1 to 4 digits: 98.9 %; 5 to 8: 0.1 %.
+              Trained on 1 to 10 digits for 3,000 steps: 12.7 %.
+  So where to look is learnt for any length if it is the same place, and hardly if
+  it depends on where the text ends.
 """
 
 from big_vision import config as bvcc
@@ -27,7 +38,7 @@ TASKS = {
 
 def get_config(arg=None):
   arg = bvcc.parse_arg(
-      arg, task="copy", length=10, steps=4_000, max_steps=6, ponder=0.001)
+      arg, task="copy", length=10, steps=3_000, max_steps=6, ponder=0.001)
   if arg.task not in TASKS:
     raise bvcc.ConfigError(
         f"There is no task={arg.task!r}{bvcc.nearest(arg.task, TASKS)}; there "

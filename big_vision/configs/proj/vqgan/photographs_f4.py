@@ -6,7 +6,8 @@ COMMAND
   bash run.sh big_vision.train --config big_vision/configs/proj/vqgan/photographs_f4.py --workdir workdirs/photographs_f4
 
 EXPECTED
-  Not measured.
+  After 200 epochs, one run on one core (24 min): PSNR 27.5 dB on held-out pieces,
+  sharpness 0.34 of the images', 98 % of 256 codes used.
 
 A few colour photographs: enough to see that colours come back, not to learn
 what photographs look like. Held out are pieces, of photographs that training
