@@ -7,8 +7,8 @@
 reads the config stored in the workdir and its newest checkpoint, and writes
 WORKDIR/samples/NAME.png, a grid, and beside it NAME/*.png, one file an image;
 NAME says the step and what was asked for. What draws is a predict function of
-the run's task that returns images in [-1, 1], or a dict with such an "image"; it
-is given batches of the run's training data, with "seed", int32[]: a model of
+the run's task that returns images in [-1, 1], or a dict with such an "image".
+It is given batches of the run's training data, with "seed", int32[]: a model of
 codes takes only the labels of these. `--pred reconstruct` shows what an
 autoencoder makes of the images.
 """
@@ -92,11 +92,11 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
       images.append(jax.device_get(
           predict({**state, "frozen": frozen}, batch)))
   shown = pictures.to_uint8(np.concatenate(images)[:num])
-  # Other images do not take the place of these.
-  asked = [pred] + [f"{key}={value}" for key, value in (
+  # Named after what was asked: other images do not take their place.
+  asked = [f"{step:08d}", pred] + [f"{key}={value}" for key, value in (
       ("label", label), ("seed", seed or None)) if value is not None]
-  name = os.path.join(workdir, "samples", "_".join(
-      [f"{step:08d}", re.sub("[^A-Za-z0-9.=-]+", "_", "_".join(asked)).strip("_")]))
+  name = os.path.join(workdir, "samples", re.sub(
+      "[^A-Za-z0-9.=-]+", "_", "_".join(asked)).strip("_"))
   columns = max(1, int(np.sqrt(num)))
   rows = len(shown) // columns
   if jax.process_index() == 0:

@@ -80,7 +80,8 @@ def test_q10_upsampling_repeats_pixels():
       got[0, ..., 0], np.kron(x[0, ..., 0], np.ones((2, 2))))
 
 
-@pytest.mark.parametrize("channels, groups", [(2, 1), (8, 2), (64, 16), (256, 32)])
+@pytest.mark.parametrize(
+    "channels, groups", [(2, 1), (8, 2), (64, 16), (256, 32)])
 def test_q10_normalization_has_32_groups_at_most(channels, groups):
   class Norm(nn.Module):
     @nn.compact
