@@ -657,16 +657,13 @@ def _as_array(name, leaf) -> jax.Array:
 
 
 def _describe(named) -> dict[str, list]:
-  """{name: [shape, dtype, digest]}."""
-  digests = {}
-  for name, x in named.items():
-    digests[name] = _digest(x)
-    # Programs in flight together overtake each other on CPU: devices, or
-    # processes, would wait for each other in different ones.
-    if x.sharding.num_devices > 1:
-      jax.block_until_ready(digests[name])
-  return {name: [list(x.shape), str(x.dtype), int(digest)]
-          for (name, x), digest in zip(named.items(), digests.values())}
+  """{name: [shape, dtype, digest]}.
+
+  One leaf after the other: on CPU, programs in flight together overtake each
+  other, and devices or processes would wait for each other in different ones.
+  """
+  return {name: [list(x.shape), str(x.dtype), int(_digest(x))]
+          for name, x in named.items()}
 
 
 @jax.jit  # Of one leaf, as many share a shape: less to compile.
