@@ -18,12 +18,13 @@ from big_vision.models import universal_transformer
 import jax
 import numpy as np
 
+_NUM_EXAMPLES = 512
+
 
 def main():
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", required=True)
-  parser.add_argument("--examples", type=int, default=512)
   parser.add_argument("--rounds", type=int, default=5)
   args = parser.parse_args()
 
@@ -44,7 +45,7 @@ def main():
                 evaluator.data, evaluator.pp_fn, batch_size,
                 sharding=sharding.batch_sharding(
                     mesh, sharding.make_rules(mesh, None))),
-            range(args.examples // batch_size))]
+            range(_NUM_EXAMPLES // batch_size))]
     mean, executed = (
         np.mean([loop(variables, *inputs)[1]["measurements"][name]
                  for inputs in batches])
