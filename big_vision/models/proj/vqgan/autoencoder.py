@@ -7,6 +7,7 @@ Dimensions: b batch, h w rows and columns, c channels.
 """
 
 from collections.abc import Sequence
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -22,9 +23,9 @@ def num_groups(channels: int) -> int:
   """Of a GroupNorm: 32, as published, but none of fewer than 4 channels.
 
   A single channel would lose its mean, and with it how bright an even patch is;
-  what is published has 4 and more.
+  what is published has 4 and more. Fewer groups where so many do not divide.
   """
-  return min(32, max(1, channels // 4))
+  return math.gcd(channels, min(32, max(1, channels // 4)))
 
 
 def normalize(x, name: str, dtype):

@@ -81,7 +81,8 @@ def test_q10_upsampling_repeats_pixels():
 
 
 @pytest.mark.parametrize(
-    "channels, groups", [(2, 1), (8, 2), (64, 16), (256, 32)])
+    "channels, groups",
+    [(2, 1), (8, 2), (14, 1), (64, 16), (144, 16), (256, 32)])
 def test_q10_normalization_has_32_groups_at_most(channels, groups):
   class Norm(nn.Module):
     @nn.compact
