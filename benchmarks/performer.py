@@ -1,0 +1,58 @@
+"""A Performer's training step as images grow, against the same with softmax.
+
+  python -m benchmarks.performer [--lengths 256,784] [--batch 8]
+
+The model is that of `configs/fashion_mnist_models.py:model=performer`, a token
+for each pixel; what changes is the image and model.attention. How time and
+memory are measured: `benchmarks/growth.py`.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import growth
+from big_vision import config as config_lib
+from big_vision import sharding
+from big_vision.configs import fashion_mnist_models
+from big_vision.task import Info
+from big_vision.trainers import classification
+
+
+def main():
+  args = growth.parser_of(
+      __doc__, [64, 256, 784, 1024, 4096, 16384],
+      ["dense", "memory_efficient", "favor"]).parse_args()
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  rng = jax.random.key(0)
+
+  def make(impl, length):
+    """An update of the state; a new state and a batch of noise."""
+    config = fashion_mnist_models.get_config("model=performer")
+    if not config.model.attention.startswith(impl):
+      config.model.attention = impl
+    height = next(h for h in range(math.isqrt(length), 0, -1) if not length % h)
+    shape = (args.batch, height, length // height, 1)
+    info = Info(100, args.batch, 60_000, {
+        "image": jax.ShapeDtypeStruct(shape, jnp.float32),
+        "labels": jax.ShapeDtypeStruct((args.batch, 10), jnp.float32)}, mesh)
+    task = classification.make_task(config_lib.resolve(config), info)
+
+    def update(state, batch):
+      return task.update({**state, "frozen": {}}, batch, rng)
+
+    def inputs():
+      batch = {"image": jax.random.normal(rng, shape),
+               "labels": jax.nn.one_hot(jnp.arange(args.batch) % 10, 10)}
+      state = task.init(rng, batch, {})
+      return dict(state, step=jnp.zeros((), jnp.int32)), batch
+    return update, inputs
+
+  print(f"{jax.devices()[0].device_kind}, batch {args.batch}, float32, "
+        f"{args.rounds} rounds")
+  growth.run(args, make)
+
+
+if __name__ == "__main__":
+  main()
