@@ -4,11 +4,14 @@ r"""Following chains of pointers: a Transformer and a Universal Transformer.
 Of 16 numbers, the first says where to go on, the number there where to go on
 from there, and so forth, until one does not point ahead: that one is the
 answer. Trained on chains of up to 4 hops, tested on up to 8. The Universal
-Transformer may take up to `steps` steps and pays for each; how many it takes is
-measured by the number of hops.
+Transformer may take up to `steps` steps and pays `ponder` for each; how many it
+takes is measured by the number of hops. A price that is high from the start
+keeps it from learning; so it learns to follow chains first, nearly for free, and
+then, by the second command, to save.
 
 COMMAND
   bash run.sh big_vision.train --config big_vision/configs/proj/pvr/compositional.py:model=ut --workdir workdirs/pvr_ut
+  bash run.sh big_vision.train --config big_vision/configs/proj/pvr/compositional.py:model=ut,total_steps=6000,ponder=0.05,resume=workdirs/pvr_ut --workdir workdirs/pvr_ut_saving
   bash run.sh benchmarks.pvr  # Both models, three seeds, and a table.
 
 EXPECTED
@@ -24,7 +27,8 @@ MODELS = ("transformer", "ut")
 
 def get_config(arg=None):
   arg = bvcc.parse_arg(
-      arg, model="ut", steps=8, seed=0, total_steps=4_000, ponder=0.001)
+      arg, model="ut", steps=8, seed=0, total_steps=4_000, ponder=0.001,
+      resume="")
   if arg.model not in MODELS:
     raise bvcc.ConfigError(
         f"There is no model={arg.model!r}; there are {MODELS}.")
@@ -33,6 +37,8 @@ def get_config(arg=None):
   config.total_steps = arg.total_steps
   config.num_classes = LENGTH
   config.loss = "softmax_xent"
+  if arg.resume:
+    config.resume = arg.resume
 
   source = dict(name="bv:pvr", form="compositional", length=LENGTH)
   pp = "copy('label', 'labels')|keep('tokens', 'labels', 'difficulty')"
