@@ -27,7 +27,8 @@ def make(mixup: Mapping | None = None, cutmix: Mapping | None = None
     pixels are, so they must be one-hot or multi-hot float[b, k].
 
   Raises:
-    ConfigError: unknown keys, or p <= 0. While tracing: an odd batch.
+    ConfigError: unknown keys, or p <= 0. While tracing: an odd batch, no image,
+      labels that cannot be mixed.
   """
   ops = []
   if mixup is not None:
@@ -38,12 +39,21 @@ def make(mixup: Mapping | None = None, cutmix: Mapping | None = None
     return None
 
   def mix(batch, rng):
+    if "image" not in batch:
+      raise config_lib.ConfigError(
+          f"Mixing is for images; the batch has {sorted(batch)}.")
+    labels = batch["labels"]
+    if labels.ndim != 2 or not jnp.issubdtype(labels.dtype, jnp.floating):
+      raise config_lib.ConfigError(
+          "Mixing wants labels float[b, k], they are "
+          f"{labels.dtype}{list(labels.shape)}; the preprocessing op "
+          "\"onehot\" makes such of class numbers.")
     b = batch["image"].shape[0]
     if b % 2:
       raise config_lib.ConfigError(
           f"Mixing pairs neighbours, so it needs an even batch; it is {b}.")
     rng_coin, rng_mix = jax.random.split(rng)
-    pixels = {"image": batch["image"], "labels": batch["labels"]}
+    pixels = {"image": batch["image"], "labels": labels}
     if len(ops) == 1:
       mixed = ops[0](pixels, rng_mix)
     else:

@@ -79,6 +79,12 @@ def test_errors():
   assert mixing.make() is None
   with pytest.raises(config_lib.ConfigError, match="even batch; it is 3"):
     mixing.make({"p": 1.})(_batch(b=3), jax.random.key(0))
+  mix = mixing.make({"p": 1.})
+  for labels in (jnp.arange(4), jnp.eye(4, dtype=jnp.int32)):
+    with pytest.raises(config_lib.ConfigError, match='int32.*"onehot" makes'):
+      mix({**_batch(), "labels": labels}, jax.random.key(0))
+  with pytest.raises(config_lib.ConfigError, match=r"images.*\['tokens'\]"):
+    mix({"tokens": jnp.zeros((4, 3))}, jax.random.key(0))
   with pytest.raises(config_lib.ConfigError, match="p > 0"):
     mixing.make({"p": 0.})
   with pytest.raises(config_lib.ConfigError, match="fold_in does not exist"):
