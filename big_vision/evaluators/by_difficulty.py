@@ -95,7 +95,7 @@ def _make_measure(
   def measure(state, batch):
     logits, out = predict_fn(state, batch)
     b = len(batch["_mask"])
-    difficulty = _get(batch, key, "key")
+    difficulty = common.get_from_batch(batch, key, "key")
     if difficulty.shape != (b,) or not _is_int(difficulty):
       raise config_lib.ConfigError(
           f"key={key!r} is {_type(difficulty)} in the batch; one integer per "
@@ -106,13 +106,16 @@ def _make_measure(
     def token_mask(shape):
       if mask_key is None:
         return jnp.ones(shape, bool)
-      mask = _get(batch, mask_key, "mask_key")
+      mask = common.get_from_batch(batch, mask_key, "mask_key")
       if mask.shape != shape:
         raise config_lib.ConfigError(
             f"mask_key={mask_key!r} is {_type(mask)} in the batch; one number "
             f"per token, of shape {shape}, is needed.")
       values["has_token"] &= jnp.any(mask > 0, axis=1)
       return mask > 0
+
+    def is_class(labels):
+      return (0 <= labels) & (labels < logits.shape[-1])
 
     # Equal logits are the first's, as in argmax; NaN is never right.
     predicted = jnp.where(
@@ -121,12 +124,12 @@ def _make_measure(
       values["has_label"] = jnp.sum(labels > 0, axis=-1) == 1
       right = predicted == jnp.argmax(labels, axis=-1)
     elif logits.ndim == 2 and labels.shape == (b,) and _is_int(labels):
-      values["has_label"] = labels >= 0
+      values["has_label"] = is_class(labels)
       right = predicted == labels
     elif (logits.ndim == 3 and labels.shape == logits.shape[:2] and
           _is_int(labels)):
       is_token = token_mask(labels.shape)
-      values["has_label"] = jnp.all(~is_token | (labels >= 0), axis=1)
+      values["has_label"] = jnp.all(~is_token | is_class(labels), axis=1)
       is_hit = predicted == labels
       right = jnp.all(~is_token | is_hit, axis=1)
       values["token_prec@1"] = (
@@ -163,16 +166,6 @@ def _make_measure(
     return values, batch["_mask"]
 
   return common.jit(measure, batch_sharding)
-
-
-def _get(batch, key, option):
-  """`batch[key]`, where `option` of the evaluator is `key`."""
-  if key not in batch:
-    raise config_lib.ConfigError(
-        f"{option}={key!r} is not in the batch"
-        f"{config_lib.nearest(key, batch)}. There are {sorted(batch)}; does "
-        "the preprocessing keep it?")
-  return batch[key]
 
 
 def _is_int(array) -> bool:

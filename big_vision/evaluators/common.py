@@ -343,11 +343,16 @@ def check_classes(labels: np.ndarray, where: str):
         "Is this a split whose labels are not public?")
 
 
-def get_from_batch(batch: Mapping[str, Any], key: str):
-  """`batch[key]`; what preprocessing did not keep is an error with names."""
+def get_from_batch(
+    batch: Mapping[str, Any], key: str, option: str = "label_key"):
+  """`batch[key]`, where `option` of the evaluator is `key`.
+
+  Raises:
+    ConfigError: preprocessing did not keep it; says what there is.
+  """
   if key not in batch:
     raise config_lib.ConfigError(
-        f"label_key={key!r} is not in the batch"
+        f"{option}={key!r} is not in the batch"
         f"{config_lib.nearest(key, batch)}. There are {sorted(batch)}; does "
         "the preprocessing keep it?")
   return batch[key]

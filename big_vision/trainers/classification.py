@@ -185,8 +185,8 @@ def dense_labels(labels, shape):
   """Labels as a loss takes them: of the logits' shape, [..., k].
 
   Args:
-    labels: number[..., k], or int[...], the class of each; what is no class is
-      all zeros.
+    labels: number[..., k], or int[...], the class of each. A negative one is
+      all zeros; k and above are NaN, as there is no such class: the run stops.
     shape: of the logits.
 
   Raises:
@@ -195,7 +195,8 @@ def dense_labels(labels, shape):
   if labels.shape == shape:
     return labels
   if labels.shape == shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer):
-    return jax.nn.one_hot(labels, shape[-1])
+    return jnp.where(labels[..., None] < shape[-1],
+                     jax.nn.one_hot(labels, shape[-1]), jnp.nan)
   raise config_lib.ConfigError(
       f"The labels are {labels.dtype}{list(labels.shape)} and the model's "
       f"logits {list(shape)}; labels must be {list(shape)}, or integers "
