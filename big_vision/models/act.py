@@ -78,14 +78,3 @@ def ponder(halting: Halting):
   N is a step function of the probabilities, so the gradient is that of R.
   """
   return halting.num_steps.astype(jnp.float32) + halting.remainder
-
-
-def masked_mean(values, mask):
-  """The mean over what is no padding, float32[]; 0 if all is padding.
-
-  Args:
-    values: number[b, n].
-    mask: bool[b, n]; False for padding.
-  """
-  values = jnp.where(mask, values, 0).astype(jnp.float32)
-  return jnp.sum(values) / jnp.maximum(jnp.sum(mask), 1)

@@ -334,11 +334,12 @@ class UniversalTransformer(nn.Module):
         that were computed; encoder/pre_ln float32[b, n, d] with norm "pre";
         encoded float32[b, n, d], 0 for padding; pre_logits float32[b, d] or
         [b, n, d]; with a head logits.
-        With halting "act": losses/ponder_cost float32[], mean of N + R over all
-        tokens that are no padding; measurements/mean_steps, the mean of N, and
-        measurements/executed_steps, what was computed. A scan computes all
-        steps, however small the mean: mean_steps / max_steps is what a loop
-        could save at best, executed_steps / max_steps what it did.
+        With halting "act": losses/ponder_cost float32[], N + R, the mean over
+        an example's tokens that are no padding, then over the batch;
+        measurements/mean_steps, that of N, and measurements/executed_steps,
+        what was computed. A scan computes all steps, however small the mean: of
+        the work of max_steps, a loop does at best the share mean_steps /
+        max_steps, and did executed_steps / max_steps.
 
     Raises:
       ValueError: sizes that do not fit, unknown options.
@@ -371,12 +372,13 @@ class UniversalTransformer(nn.Module):
         remat_policy=self.remat_policy, name="Transformer")(
             x, posemb, train, mask)
     out["encoded"] = x
-    real = jnp.ones((b, n), bool) if mask is None else mask
     if self.halting == "act":
-      out["losses"] = {
-          "ponder_cost": act.masked_mean(out["encoder"]["ponder"], real)}
+      # Per example first, so that parts of a batch average to the whole.
+      mean = lambda name: common.mean_of_tokens(
+          out["encoder"][name].astype(jnp.float32), mask).mean()
+      out["losses"] = {"ponder_cost": mean("ponder")}
       out["measurements"] = {
-          "mean_steps": act.masked_mean(out["encoder"]["num_steps"], real),
+          "mean_steps": mean("num_steps"),
           "executed_steps":
               out["encoder"]["num_executed"].astype(jnp.float32)}
 

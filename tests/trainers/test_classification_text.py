@@ -64,16 +64,25 @@ def test_a_loss_for_every_token():
   assert float(measured["training_prec@1"]) == pytest.approx(np.mean(right))
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch():
-  """Lengths differ between the parts, which must not count."""
+@pytest.mark.parametrize("kw", [{}, dict(
+    model_name="universal_transformer", aux_losses=dict(ponder_cost=0.3),
+    model=dict(vocab_size=V, width=4, max_steps=3, num_heads=1, mlp_dim=4,
+               pool_type="none", head_zeroinit=False))])
+def test_accumulated_gradients_are_those_of_the_whole_batch(kw):
+  """U6. Lengths differ between the parts, which must not count."""
   batch = _batch(np.random.default_rng(1).integers(0, V, (B, N), np.int32))
-  tasks = [_task(batch, "none", grad_accum_steps=steps) for steps in (1, 2)]
+  tasks = [_task(batch, "none", grad_accum_steps=steps, **kw)
+           for steps in (1, 2)]
   state = _state(tasks[0], batch)
-  whole, parts = (
-      jax.jit(task.update)(state, batch, jax.random.key(1))[0]["params"]
-      for task in tasks)
+  if kw:  # Makes tokens halt at different steps.
+    state["params"]["Transformer"]["block"]["halting"]["kernel"] += (
+        jnp.array([[3.], [-3.], [2.], [-1.]]))
+  (whole, of_whole), (parts, of_parts) = (
+      jax.jit(task.update)(state, batch, jax.random.key(1)) for task in tasks)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-               whole, parts)
+               whole["params"], parts["params"])
+  for name in set(of_whole) - {"training_executed_steps"}:
+    np.testing.assert_allclose(of_whole[name], of_parts[name], rtol=1e-5)
 
 
 def test_classes_may_be_numbers():
@@ -85,6 +94,13 @@ def test_classes_may_be_numbers():
     losses.append(jax.jit(task.predict_fns["loss"])(
         _state(task, batch), batch)["loss"])
   np.testing.assert_array_equal(*losses)
+
+
+def test_a_class_that_does_not_exist_is_no_loss_at_all():
+  """It is NaN, which stops a run; a negative one is no class, and free."""
+  dense = np.array(classification.dense_labels(jnp.arange(-1, V + 1), (7, V)))
+  np.testing.assert_array_equal(dense[:-1], np.eye(V + 1, V, k=-1))
+  assert np.isnan(dense[-1]).all()
 
 
 @pytest.mark.parametrize("labels, kw, message", [
