@@ -83,7 +83,8 @@ def attend(q, k, v, *, mask=None, bias=None, causal: bool = False,
       head i // (m / m_kv), so m_kv = 1 is multi-query attention.
     v: [b, s, m_kv, d] values.
     mask: bool, broadcastable to [b, m, n, s]; only where True is looked at. A
-      query that may look at nothing gets the mean of all values.
+      query that may look at nothing gets the mean of all values, if causal of
+      later ones too: what it gets is not to be used.
     bias: broadcastable to [b, m, n, s], added to the logits, units of nats.
     causal: query i sees keys 0..i only.
     impl: a name in IMPLEMENTATIONS.
@@ -246,6 +247,7 @@ def _local(q, k, v, *, mask=None, causal=False, scale=None, window: int = 128):
         "Attention 'local' wants a window of at least 1 and tokens that look "
         f"at each other; it got window={window}, {n} queries and {k.shape[1]} "
         "keys.")
+  window = min(window, n)
   heads, blocks = k.shape[2], -(-n // window)
   scale = d ** -0.5 if scale is None else scale
   reach = (-1, 0) if causal else (-1, 0, 1)
@@ -351,7 +353,12 @@ class MultiHeadAttention(nn.Module):
           (num_heads, width // self.num_heads), name=name, dtype=self.dtype,
           kernel_init=nn.initializers.xavier_uniform())(x)
 
-    num_kv_heads = self.num_kv_heads or self.num_heads
+    num_kv_heads = (
+        self.num_heads if self.num_kv_heads is None else self.num_kv_heads)
+    if num_kv_heads < 1 or self.num_heads % num_kv_heads:
+      raise ValueError(
+          f"num_kv_heads {num_kv_heads} does not divide num_heads "
+          f"{self.num_heads}.")
     q = project(x, "query", self.num_heads)
     k = project(x_kv, "key", num_kv_heads)
     v = project(x_kv, "value", num_kv_heads)

@@ -98,7 +98,9 @@ def trigonometric_features(x, projection):
 
 
 def relu_features(x, projection=None):
-  """Generalized features, max(w . x, 0) + 0.001, that estimate no softmax.
+  """Generalized features that estimate no softmax.
+
+  phi(x) = max(w . x / sqrt(r), 0) + 0.001, for every row w.
 
   Args, returns: as `positive_features`; without a projection the features are
   those of `x` itself, which is what Performers of Long Range Arena have. The
@@ -130,11 +132,12 @@ def _weighted_mean(phi_q, phi_k, offset, v, mask, causal, chunk_size):
     offset: float32[b, s, k], of the keys. That of a query would cancel.
     v: [b, s, k, d].
     mask: bool, [1 or b, 1 or m, 1, 1 or s], or None.
-    causal: query i sees keys 0..i only, bit by bit: no others enter the sums.
+    causal: query i sees keys 0..i only, bit by bit: no others enter its sums.
     chunk_size: positions that are computed at a time if causal.
 
   Returns:
-    float32[b, n, m, d]; the mean of all values where a query sees no key.
+    float32[b, n, m, d]; where a query sees no key the mean of all values, of
+    later ones too.
   """
   b, n, m, f = phi_q.shape
   mean = jnp.mean(v.astype(jnp.float32), axis=1, keepdims=True)

@@ -15,6 +15,7 @@ Dimensions: b batch, n tokens, m heads, d features of a head.
 """
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -53,8 +54,9 @@ def fused(q, k, v, *, causal=False, scale=None):
     [b, n, m, d], dtype of `q`; logits and sums are float32.
 
   Raises:
-    ValueError: keys of another length or number of heads, too many tokens, or
-      more features in a device's heads than on-chip memory is for.
+    ValueError: keys of another length or number of heads, too many tokens,
+      examples or heads that devices do not share equally, or more features in a
+      device's heads than on-chip memory is for.
   """
   b, n, m, d = q.shape
   if k.shape != q.shape or n > MAX_LENGTH:
@@ -82,6 +84,13 @@ def fused(q, k, v, *, causal=False, scale=None):
     return local(q, k, v)
   # The partitioner cannot look into a kernel, and would gather everything.
   spec = nn.logical_to_mesh_axes(("act_batch", None, "act_heads", None))
+  for what, size, axes in (("examples", b, spec[0]), ("heads", m, spec[2])):
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    if size % (parts := math.prod(mesh.shape[axis] for axis in axes)):
+      raise ValueError(
+          f"Attention 'fused' gives each device as many {what}; {size} do not "
+          f"divide by {parts}, the size of {list(axes)}. 'dense' and "
+          "'memory_efficient' take any number.")
   return jax.shard_map(
       local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
 

@@ -102,7 +102,9 @@ def memory_efficient(
           carry, chunk)
 
     shape = (b, heads, m // heads, i)
-    first = (jnp.zeros((*shape, d)), jnp.zeros(shape), jnp.full(shape, LOWEST))
+    # Below LOWEST: a bias may be lower than what is masked.
+    first = (jnp.zeros((*shape, d)), jnp.zeros(shape),
+             jnp.full(shape, jnp.finfo(jnp.float32).min))
     (total, weight, _), _ = jax.lax.scan(
         jax.checkpoint(visible, prevent_cse=False), first,
         (jnp.arange(num_key_chunks), keys, values, per_key))

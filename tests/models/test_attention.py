@@ -3,6 +3,7 @@
 import functools
 import math
 
+from big_vision import compiled
 from big_vision.models import attention
 import flax.linen as nn
 import jax
@@ -21,6 +22,8 @@ IMPLS = {
 }
 _jit = drawn.jit
 B, N, S, M, D = 2, 3, 4, 4, 8
+# And those of tokens that look at each other.
+SQUARE = {**IMPLS, "local": dict(impl="local"), "fused": dict(impl="fused")}
 
 
 def _attend(q, k, v, *, mask=None, bias=None, **kw):
@@ -66,6 +69,10 @@ CASES = {
     "mask_of_keys": dict(mask=_MASK[:, :1, :1]),
     "mask_without_batch": dict(mask=_MASK[0]),
     "bias": dict(bias=_rng.normal(size=(1, M, N, S)).astype(np.float32)),
+    # What others add where they mask: all of a query's keys, and some.
+    "bias_lowest": dict(bias=np.where(
+        np.arange(S) < [[4], [3], [0]], np.finfo(np.float32).min,
+        np.float32(0))),
     "bias_2d": dict(bias=_rng.normal(size=(N, S)).astype(np.float32)),
     "causal": dict(causal=True),
     "scale": dict(scale=0.3),
@@ -104,26 +111,27 @@ def test_gradients_agree_with_finite_differences(impl):
         (grad * step).sum(), (at(1e-4) - at(-1e-4)) / 2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", SQUARE)
 def test_logits_and_softmax_are_float32_in_bfloat16(impl):
-  # Logits 80 and 80.25: as bfloat16 they are equal, and so would be weights.
-  q = jnp.ones((1, 1, 1, 2), jnp.bfloat16)
+  """V9. Logits 80 and 80.25: as bfloat16 they, and their weights, are equal."""
+  q = jnp.ones((1, 2, 1, 2), jnp.bfloat16)
   k = jnp.array([[80, 0], [80, 0.25]], jnp.bfloat16).reshape(1, 2, 1, 2)
   v = jnp.array([[1, 0], [0, 1]], jnp.bfloat16).reshape(1, 2, 1, 2)
-  got = _attend(q, k, v, **IMPLS[impl], scale=1.0)
+  got = _attend(q, k, v, **SQUARE[impl], scale=1.0)
   assert got.dtype == jnp.bfloat16
   first = 1 / (1 + math.exp(0.25))
   np.testing.assert_allclose(
-      got.astype(np.float32).ravel(), [first, 1 - first], atol=3e-3)
+      got.astype(np.float32).ravel(), [first, 1 - first] * 2, atol=3e-3)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", SQUARE)
 def test_large_logits_stay_finite_and_weights_sum_to_one(impl, dtype):
+  """V9."""
   signs = jnp.where(jnp.arange(S) % 2, 1.0, -1.0)
-  q = jnp.full((B, N, M, D), 80 / math.sqrt(D), dtype)
+  q = jnp.full((B, S, M, D), 80 / math.sqrt(D), dtype)
   k = jnp.broadcast_to(signs[:, None, None], (B, S, M, D)).astype(dtype)
-  got = _attend(q, k, jnp.ones_like(k), **IMPLS[impl])
+  got = _attend(q, k, jnp.ones_like(k), **SQUARE[impl])
   np.testing.assert_allclose(got.astype(np.float32), 1.0, atol=1e-3)
 
 
@@ -220,6 +228,14 @@ def test_local_is_dense_within_a_band(window, case):
   np.testing.assert_allclose(
       _attend(q, k, v, impl="local", window=window, **case),
       _loops(q, k, v, **band), rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_wider_than_the_text_costs_no_more():
+  x = jax.ShapeDtypeStruct((1, 16, 1, D), jnp.float32)
+  local, dense = (compiled.count_flops(jax.make_jaxpr(
+      lambda q, k, v, impl=impl: attention.attend(q, k, v, impl=impl))(x, x, x))
+                  for impl in ("local", "dense"))
+  assert local <= 4 * dense  # Each block of 16 and what is on both sides of it.
 
 
 def test_gradients_of_local_are_those_of_dense():
@@ -332,6 +348,13 @@ def test_module_keeps_what_was_drawn_beside_the_same_parameters():
 def test_module_refuses_options(attn, error):
   with pytest.raises(ValueError, match=error):
     _init(attn, np.zeros((1, 2, 8), np.float32))
+
+
+@pytest.mark.parametrize("num_kv_heads", [0, 3])
+def test_module_refuses_heads_that_do_not_divide(num_kv_heads):
+  module = attention.MultiHeadAttention(2, num_kv_heads)
+  with pytest.raises(ValueError, match=f"num_kv_heads {num_kv_heads} does not"):
+    jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 2, 8)))
 
 
 def test_draws_must_be_given_outside_of_the_module():

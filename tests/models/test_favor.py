@@ -243,7 +243,7 @@ VARIANTS = {
     *((variant, case) for variant in ("linear", "trigonometric", "relu")
       for case in ("mask", "mask_and_causal"))])
 def test_is_the_sum_over_all_pairs(variant, case):
-  """F5: no addend to features is large enough to be seen. F13: names."""
+  """F13: names."""
   kernel, kw = VARIANTS[variant]
   q, k, v = _qkv(scale=0.5)
   w = None if kernel == "elu" else _draw(7, R, D)
@@ -253,6 +253,18 @@ def test_is_the_sum_over_all_pairs(variant, case):
   np.testing.assert_allclose(
       got, _brute_force(kernel, q, k, v, w, **CASES[case]),
       rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_added_to_positive_features():
+  """F5: 1e-6, where 1e-4 and 0 would give others."""
+  x, w = _qkv(scale=0.5)[0], _draw(7, R, D)
+  x = 20 * x
+  phi, _ = favor.positive_features(x, w)
+  exponent = x.astype(np.float64) @ np.asarray(w, np.float64).T
+  exponent -= exponent.max(axis=-1, keepdims=True)  # The norm's share, too.
+  wanted = (np.exp(exponent) + 1e-6) / math.sqrt(R)
+  assert (wanted < 2e-6).any()
+  np.testing.assert_allclose(phi, wanted, rtol=1e-3)
 
 
 @pytest.mark.parametrize("n,s,chunk_size", [
@@ -324,9 +336,9 @@ def test_bfloat16_is_computed_in_float32():
   got = _attend(q, k, v, impl="favor", projection=w)
   assert got.dtype == jnp.bfloat16
   wide = [x.astype(jnp.float32) for x in (q, k, v)]
-  np.testing.assert_allclose(
-      got.astype(np.float32), _attend(*wide, impl="favor", projection=w),
-      rtol=1e-2, atol=1e-2)
+  wanted = _attend(*wide, impl="favor", projection=w).astype(jnp.bfloat16)
+  np.testing.assert_array_equal(
+      got.astype(np.float32), wanted.astype(np.float32))
 
 
 # --- What each seems to see, and must not -------------------------------------

@@ -98,13 +98,37 @@ def test_only_inputs_are_kept_for_the_backward_pass():
 
 
 def test_in_bfloat16_weights_are_rounded_and_nothing_else():
-  q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in _inputs(n=33))
-  out = fused_attention.run_forward(
-      *_flat(q, k, v), num_heads=3, scale=0.5, causal=False, interpret=True)
+  """V9: logits near 80, where bfloat16 has steps of 0.5."""
+  q, k, v, dout = (jnp.asarray(x, jnp.bfloat16) for x in _inputs(n=33, count=4))
+  q, k = q.at[..., 0].set(16), k.at[..., 0].set(10)
+  args = dict(num_heads=3, scale=0.5, causal=False)
+  out = fused_attention.run_forward(*_flat(q, k, v), interpret=True, **args)
   assert out.dtype == jnp.bfloat16
   np.testing.assert_allclose(
       np.asarray(out, np.float32).reshape(q.shape),
-      _loops(q, k, v, 0.5, False), atol=2 ** -6)
+      _loops(q, k, v, 0.5, False), atol=2 ** -7)
+  grads = fused_attention.run_backward(
+      *_flat(q, k, v, dout), interpret=True, **args)
+  wide = [x.astype(jnp.float32) for x in (q, k, v)]
+  wanted = jax.grad(lambda *x: jnp.vdot(
+      attention.attend(*x, impl="dense", scale=0.5), dout), (0, 1, 2))(*wide)
+  for grad, exact in zip(grads, wanted):
+    assert grad.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        np.asarray(grad, np.float32).reshape(q.shape), exact,
+        atol=2 ** -6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("b, m, message", [
+    (3, 4, "as many examples; 3 do not divide by 2, the size of .'data'."),
+    (2, 6, "as many heads; 6 do not divide by 4, the size of .'model'.")])
+def test_what_devices_cannot_share_is_refused(b, m, message):
+  mesh = jax.make_mesh((2, 4), ("data", "model"),
+                       axis_types=(AxisType.Auto,) * 2)
+  q, k, v = _inputs(b=b, m=m)
+  with sharding.use(mesh, [("act_batch", "data"), ("act_heads", "model")]):
+    with pytest.raises(ValueError, match=message):
+      jax.eval_shape(fused_attention.fused, q, k, v)
 
 
 @pytest.mark.parametrize("rules", [
