@@ -19,6 +19,8 @@ from big_vision.models import attention as attention_lib
 from big_vision.models import common
 
 _INIT = nn.initializers.normal(0.02)
+# Those that compute what codes are drawn with: an exact softmax.
+ATTENTIONS = ("dense", "xla", "cudnn", "memory_efficient", "fused")
 
 
 class Block(nn.Module):
@@ -76,7 +78,8 @@ class Model(nn.Module):
     num_heads: of attention.
     mlp_dim: hidden width of the MLPs; None is 4 * width.
     dropout: rate, after the embedding and on both branches.
-    attention: implementation, see `attention.attend`; one that can be causal.
+    attention: in training, one of ATTENTIONS, see `attention.attend`. Drawing
+      computes the same, a code at a time, with "dense".
     dtype_mm: dtype of activations; parameters and logits are float32.
   """
   num_codes: int
@@ -94,6 +97,7 @@ class Model(nn.Module):
     if self.width % self.num_heads:
       raise ValueError(f"width {self.width} does not divide into num_heads "
                        f"{self.num_heads}.")
+    common.check_choice("attention", self.attention, ATTENTIONS)
     dtype = common.compute_dtype(self.dtype_mm)
     self.codes = nn.Embed(self.num_codes, self.width, embedding_init=_INIT)
     self.condition = nn.Embed(

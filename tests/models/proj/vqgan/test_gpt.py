@@ -56,6 +56,8 @@ def test_one_start_token_without_classes():
     drawn.shapes(MODEL, CODES)
   with pytest.raises(ValueError, match=r"\[b, 6\], they are \[3, 5\]"):
     drawn.shapes(MODEL, CODES[:, :5], LABEL)
+  with pytest.raises(ValueError, match="attention 'linear'; .*'dense'"):
+    drawn.shapes(MODEL.clone(attention="linear"), CODES, LABEL)
 
 
 def _greedy_by_whole_passes(params):
