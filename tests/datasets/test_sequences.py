@@ -13,6 +13,7 @@ import tensorflow as tf
 from big_vision import config as config_lib
 from big_vision import input_pipeline
 from big_vision.datasets import core
+from big_vision.datasets import sequences
 
 SPLITS = ("train", "validation", "test")
 
@@ -236,6 +237,24 @@ def test_shares_of_the_splits():
 def test_errors(name, kw, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     _open(name, **kw)
+
+
+def test_what_is_hardly_ever_found_cannot_be_opened():
+  """Reading would fail at one example of many, in the middle of a run."""
+  class Rare(sequences.GeneratedSource):
+
+    def draw(self, rng, difficulty):
+      return np.zeros(1, np.int64) if rng.randint(3_000) == 0 else None
+
+    def belongs(self, problem):
+      return True
+
+    def solve(self, problem, difficulty):
+      return {"tokens": problem}
+
+  for seed in range(20):
+    with pytest.raises(config_lib.ConfigError, match="none of 1000 problems"):
+      Rare("rare", "train", 1, seed, [1], 2)
 
 
 def test_describe():
