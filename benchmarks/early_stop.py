@@ -28,7 +28,10 @@ def main():
   parser.add_argument("--rounds", type=int, default=5)
   args = parser.parse_args()
 
-  config, variables = finished.read(args.workdir, ["params"], "--workdir")
+  config, variables = finished.read(
+      args.workdir, ["params", "features"], "--workdir")
+  if config.model.get("halting", "act") != "act":
+    parser.error(f"The model of {args.workdir} never halts.")
   model = config_lib.call(
       universal_transformer.Model, config.model, "config.model",
       num_classes=config.num_classes)

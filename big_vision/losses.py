@@ -1,4 +1,7 @@
-"""Losses: pure functions that return one float32 number per example."""
+"""Losses: pure functions that return one float32 number per example.
+
+Or per token, where there are axes between that of the examples and the classes.
+"""
 
 from collections.abc import Callable
 
@@ -15,11 +18,11 @@ def sigmoid_xent(*, logits, labels):
   classes; `init_head_bias=-6.9` with 1,000 classes starts it at 7.907.
 
   Args:
-    logits: float[b, k], any float dtype; computed in float32.
-    labels: float[b, k] in [0, 1]; one-hot, multi-hot or mixed.
+    logits: float[b, ..., k], any float dtype; computed in float32.
+    labels: float[b, ..., k] in [0, 1]; one-hot, multi-hot or mixed.
 
   Returns:
-    float32[b], nats.
+    float32[b, ...], nats.
   """
   logits = logits.astype(jnp.float32)
   log_p = jax.nn.log_sigmoid(logits)
@@ -31,12 +34,12 @@ def softmax_xent(*, logits, labels):
   """Cross-entropy between `labels` and the softmax of `logits`.
 
   Args:
-    logits: float[b, k], any float dtype; computed in float32.
-    labels: float[b, k]; a distribution per row. Not normalized here: an
+    logits: float[b, ..., k], any float dtype; computed in float32.
+    labels: float[b, ..., k]; a distribution per row. Not normalized here: an
       all-zero row costs nothing.
 
   Returns:
-    float32[b], nats.
+    float32[b, ...], nats.
   """
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   return -jnp.sum(labels * log_p, axis=-1)

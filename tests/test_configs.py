@@ -40,6 +40,7 @@ MORE = [
     ("fashion_mnist_models", "model=resnet"),
     ("fashion_mnist_models", "model=performer"),
     ("sequences", "task=copy"),
+    ("sequences", "task=reverse"),
     ("proj.pvr.compositional", "model=transformer"),
 ]
 PARAMETERS = {
@@ -88,9 +89,16 @@ def test_builds_without_allocating(name, imagenet_like, monkeypatch):
 
 
 @pytest.mark.parametrize("name, arg", MORE)
-def test_other_models_build(name, arg, imagenet_like, monkeypatch):
+def test_other_models_have_a_step(name, arg, imagenet_like, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", imagenet_like)
-  assert build_lib.build(_config(name, arg)).shapes["params"]
+  built = build_lib.build(_config(name, arg))
+  assert built.shapes["params"]
+  changed, measured = jax.eval_shape(
+      built.task.update, {**built.shapes, "frozen": {}},
+      dict(built.info.batch_spec), built.rng_train)
+  assert jax.tree.map(lambda x: x.shape, changed["params"]) == (
+      jax.tree.map(lambda x: x.shape, built.shapes["params"]))
+  assert measured["training_loss"].shape == ()
 
 
 def test_the_models_of_fashion_mnist_cost_the_same():
@@ -109,6 +117,8 @@ def test_the_models_of_fashion_mnist_cost_the_same():
     flops = compiled.count_flops(jax.make_jaxpr(jax.grad(loss))(
         variables["params"], variables, image))
     assert flops / 2e6 == pytest.approx(mflop, rel=.02), name
+    steps = fashion_mnist_models.get_config(f"model={name}").total_steps
+    assert steps * mflop == pytest.approx(938 * 98, rel=.005), name
 
 
 @pytest.mark.parametrize("name", sorted(FULL))

@@ -71,16 +71,17 @@ def stage_widths(
   Raises:
     ValueError: GroupNorm or the groups do not divide the channels.
   """
-  root = int(64 * width)
+  root = 64 * width
   mid = root if group_width is None else groups * group_width
   if root < 1 or root % _NUM_GROUPS or mid < 1 or mid % _NUM_GROUPS or (
       groups < 1 or mid % groups):
     raise ValueError(
-        f"width {width} makes {root} channels in the root, groups {groups} and "
-        f"group_width {group_width} make {mid} within the first units; both "
-        f"must be multiples of {_NUM_GROUPS}, for GroupNorm, and groups must "
-        "divide the second.")
-  return [(mid * 2 ** i, 4 * root * 2 ** i) for i in range(num_stages)]
+        f"width {width} makes {root:g} channels in the root, groups {groups} "
+        f"and group_width {group_width} make {mid:g} within the first units; "
+        f"both must be multiples of {_NUM_GROUPS}, for GroupNorm, and groups "
+        "must divide the second.")
+  return [(int(mid) * 2 ** i, int(4 * root) * 2 ** i)
+          for i in range(num_stages)]
 
 
 def standardize_std(kernel):

@@ -47,7 +47,7 @@ def check_patches(
   """
   patch_size = (
       (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size))
-  if image.ndim != 4 or any(
+  if image.ndim != 4 or min(patch_size) < 1 or any(
       pixels % patch or not pixels
       for pixels, patch in zip(image.shape[1:3], patch_size)):
     raise ValueError(
@@ -175,7 +175,7 @@ def remat(module: type[nn.Module], policy: str, *, in_scan: bool = False):
   """`module` that recomputes, in the backward pass, what `policy` drops.
 
   Args:
-    module: a class whose `__call__(self, x, rate, train)` has `train` static.
+    module: a class whose `__call__` has a static third argument, `train`.
     policy: one of REMAT_POLICIES, the names in `jax.checkpoint_policies`;
       "none" returns `module` as it is.
     in_scan: a scan keeps the compiler from undoing the recomputation; a
