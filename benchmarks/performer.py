@@ -22,7 +22,7 @@ from big_vision.trainers import classification
 
 def main():
   args = growth.parser_of(
-      __doc__, [64, 256, 784, 1024, 4096, 16384],
+      __doc__, [64, 256, 784, 1024, 4096],
       ["dense", "memory_efficient", "favor"]).parse_args()
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   rng = jax.random.key(0)
