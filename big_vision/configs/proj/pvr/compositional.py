@@ -15,7 +15,9 @@ COMMAND
   bash run.sh benchmarks.pvr  # Both models, three seeds, and a table.
 
 EXPECTED
-  See README.md in this folder.
+  Three seeds, tables by hops: README.md in this folder. With 8 hops, twice as
+  many as in training, the Transformer is right in 81 % (78 to 84), the Universal
+  Transformer in 69 % (48 to 80) and, after the second command, 74 % (68 to 77).
 """
 
 from big_vision import config as bvcc
