@@ -162,5 +162,6 @@ def check_finite(step: int, measurements: Mapping, ok):
   raise NonFiniteError(
       f"Step {step}: {', '.join(f'{k} is {v}' for k, v in bad.items())}. "
       f"Nothing of this step is kept; all of them: {values}. Common remedies "
-      "are a lower config.lr, config.grad_clip_norm=1.0, a longer warm-up; "
+      "are a lower config.lr, config.grad_clip_norm=1.0, a longer warm-up, "
+      "class numbers below config.num_classes and tokens of the vocabulary; "
       "config.max_rollbacks lets a run go around such data.")

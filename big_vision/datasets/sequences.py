@@ -57,7 +57,8 @@ class GeneratedSource(core.RecordSource):
 
   Raises:
     ConfigError: there is no such split; `num_examples` or `seed` is out of
-      range; or the split has no problem of one of the difficulties.
+      range; or the split has no problem of one of the difficulties, or hardly
+      any.
   """
 
   splits: Sequence[str] = tuple(_SPLITS)

@@ -80,8 +80,8 @@ def stage_widths(
         f"and group_width {group_width} make {mid:g} within the first units; "
         f"both must be multiples of {_NUM_GROUPS}, for GroupNorm, and groups "
         "must divide the second.")
-  return [(int(mid) * 2 ** i, int(4 * root) * 2 ** i)
-          for i in range(num_stages)]
+  root, mid = int(root), int(mid)
+  return [(mid * 2 ** i, 4 * root * 2 ** i) for i in range(num_stages)]
 
 
 def standardize_std(kernel):

@@ -43,7 +43,7 @@ def check_patches(
 
   Raises:
     ValueError: `image` is not [b, height, width, channels] with sizes that are
-      multiples of the patch, and not 0.
+      multiples of the patch, and not 0; or a side of the patch is below 1.
   """
   patch_size = (
       (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size))

@@ -6,7 +6,7 @@ from there, and so forth, until one does not point ahead: that one is the
 answer. Trained on chains of up to 4 hops, tested on up to 8. The Universal
 Transformer may take up to `steps` steps and pays `ponder` for each; how many it
 takes is measured by the number of hops. A price that is high from the start
-keeps it from learning; so it learns to follow chains first, nearly for free, and
+slows learning down; so it learns to follow chains first, nearly for free, and
 then, by the second command, to save.
 
 COMMAND
