@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import growth
-from big_vision.models import attention
-from big_vision.models import favor
+from big_vision.layers import attention
+from big_vision.layers.attention import favor
 
 
 def main():

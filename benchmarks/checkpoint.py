@@ -10,7 +10,7 @@ import os
 import tempfile
 
 from benchmarks import timing
-from big_vision import checkpoint
+from big_vision.run import checkpoints
 from big_vision import sharding
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def main():
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype,
                                      sharding=sharding.replicated(mesh)), state)
   with tempfile.TemporaryDirectory() as root:
-    checkpoints = checkpoint.Checkpoints(os.path.join(root, "checkpoints"))
+    saver = checkpoints.Checkpoints(os.path.join(root, "checkpoints"))
     step = [0]
     fname = os.path.join(root, "state.npz")
 
@@ -45,19 +45,19 @@ def main():
 
     def save():
       step[0] += 1
-      checkpoints.save(step[0], state)
+      saver.save(step[0], state)
 
     def read():
       with np.load(fname) as arrays:
         jax.block_until_ready([jnp.asarray(arrays[k]) for k in arrays.files])
 
     timing.report(timing.alternate(
-        {"save: the stall": save, "save: until it is stored": checkpoints.wait,
+        {"save: the stall": save, "save: until it is stored": saver.wait,
          "numpy: write and fsync": write}, args.rounds))
     timing.report(timing.alternate(
         {"restore, verified": lambda: jax.block_until_ready(
-            checkpoints.restore(shapes)[1]), "numpy: read": read}, args.rounds))
-    checkpoints.close()
+            saver.restore(shapes)[1]), "numpy: read": read}, args.rounds))
+    saver.close()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 
 from benchmarks import timing
 from big_vision import config as config_lib
-from big_vision import finished
+from big_vision.run import pretrained
 from big_vision import input_pipeline
 from big_vision import sharding
 from big_vision.models import universal_transformer
@@ -28,7 +28,7 @@ def main():
   parser.add_argument("--rounds", type=int, default=5)
   args = parser.parse_args()
 
-  config, variables = finished.read(
+  config, variables = pretrained.read(
       args.workdir, ["params", "features"], "--workdir")
   if config.model.get("halting", "act") != "act":
     parser.error(f"The model of {args.workdir} never halts.")

@@ -16,7 +16,7 @@ import time
 from benchmarks import bare
 from benchmarks import timing
 from big_vision import config as config_lib
-from big_vision import metrics
+from big_vision.run import metrics
 from big_vision import train
 from big_vision.configs import quickstart
 

@@ -2,7 +2,7 @@
 
   python -m benchmarks.pvr [--seeds 3] [--workdir workdirs/pvr]
 
-Trains both models of `configs/proj/pvr/compositional.py` for each seed, one
+Trains both models of `proj/pvr/configs/compositional.py` for each seed, one
 after the other, and the second for half as many steps again at a higher price
 of each of its steps in depth; tables of accuracy and of mean steps by hops at
 the end, the mean over seeds and, in brackets, the least and the greatest.
@@ -13,7 +13,7 @@ import argparse
 import os
 
 from benchmarks import runs
-from big_vision.configs.proj.pvr import compositional
+from big_vision.proj.pvr.configs import compositional
 import numpy as np
 
 PONDER = 0.05

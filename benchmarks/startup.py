@@ -18,11 +18,11 @@ import time
 from benchmarks import timing
 
 _CONFIG = """
-from big_vision import config as bvcc
+from big_vision.configs import common
 from big_vision.configs import quickstart
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, width=64, depth=4, cache=None)
+  arg = common.parse_arg(arg, width=64, depth=4, cache=None)
   config = quickstart.get_config()
   config.model.update(width=arg.width, depth=arg.depth, mlp_dim=4 * arg.width)
   config.compilation_cache = arg.cache

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 
-from big_vision import compiled
+from big_vision.hardware import hlo
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import state as state_lib
@@ -47,7 +47,7 @@ CASES = {
 }
 
 
-def compile_step(case: Case, attention: str) -> compiled.Program:
+def compile_step(case: Case, attention: str) -> hlo.Program:
   """The compiled step of a case."""
   config = vit_s16_i1k.get_config()
   with config.unlocked():
@@ -74,7 +74,7 @@ def compile_step(case: Case, attention: str) -> compiled.Program:
         dict(info.batch_spec), jax.tree.map(
             lambda _: sharding.batch_sharding(mesh, rules),
             dict(info.batch_spec)))
-    return compiled.Program(update.lower(
+    return hlo.Program(update.lower(
         state_lib.with_shardings(shapes, shardings), {}, batch, ()).compile())
 
 

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import jax
 
 from big_vision import config as config_lib
+from big_vision import durations
 from big_vision import input_pipeline
+from big_vision import modules
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import tree
-from big_vision.evaluators import common as evaluators
+from big_vision.evaluators import harness as evaluators
 from big_vision.task import Info, Task
 
 
@@ -44,8 +46,7 @@ def build(config: config_lib.Config, devices=None) -> Built:
   Raises:
     ConfigError: whatever in the config cannot be.
   """
-  trainer = config_lib.import_by_name(
-      "big_vision.trainers", config.get("trainer", "classification"), "trainer")
+  trainer = modules.find("trainer", config.get("trainer", "classification"))
   seed = config.get("seed", 0)
   rng_init, rng_train = jax.random.split(jax.random.key(seed))
   mesh = sharding.make_mesh(config.get("mesh", sharding.DEFAULT_MESH), devices)
@@ -62,7 +63,7 @@ def build(config: config_lib.Config, devices=None) -> Built:
       config.input, seed=seed, pp_modules=config.get("pp_modules"))
   sharding.check_divides(
       data.batch_size, batch_sharding, "config.input.batch_size")
-  total_steps = config_lib.duration(
+  total_steps = durations.get_steps(
       "total", config, batch_size=data.batch_size, data_size=data.data_size)
   if total_steps is None:
     raise config_lib.ConfigError(
@@ -112,7 +113,7 @@ def loop_options(config: config_lib.Config, info: Info) -> LoopOptions:
     ConfigError: a period that is said twice or is none.
   """
   def every(name, default=None):
-    return config_lib.duration(
+    return durations.get_steps(
         name, config, batch_size=info.batch_size, data_size=info.data_size,
         total_steps=info.total_steps, default=default)
   return LoopOptions(

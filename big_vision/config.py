@@ -5,24 +5,15 @@ A config file returns an `ml_collections.ConfigDict`. The program reads it as a
 read (a typo, an option that does not exist) stops the run before it costs.
 """
 
-import ast
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 import difflib
-import importlib
 import inspect
 import json
-import os
-import pkgutil
 import re
-import sys
-import traceback
-import types
 from typing import Any
 
-from absl import flags
 import ml_collections
 
-_UNITS = ("steps", "epochs", "examples", "percent")
 _SECRET = re.compile(r"(^|_)(token|secret|password|api_key)$", re.IGNORECASE)
 
 
@@ -34,36 +25,6 @@ def nearest(word: str, options: Iterable[str]) -> str:
   """" (did you mean 'x'?)" for the option most like `word`, else ""."""
   matches = difflib.get_close_matches(str(word), map(str, options), n=1)
   return f" (did you mean {matches[0]!r}?)" if matches else ""
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-  """For `app.run(main, flags_parser=parse_flags)`: strict, and for people.
-
-  What the command line gets wrong ends the process with exit code 2 and a
-  message: a flag that does not exist, `--config.a.b=value` with a path that the
-  config does not have or a value of another type. What a config file itself
-  raises keeps its traceback.
-
-  Returns:
-    The arguments that are no flags, the program's name first.
-  """
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    message = str(error)
-  except ConfigError as error:
-    message = str(error)
-  except Exception as error:  # pylint: disable=broad-exception-caught
-    ours = (os.path.dirname(ml_collections.__file__),
-            os.path.dirname(os.path.dirname(flags.__file__)), __file__)
-    if any(not frame.filename.startswith(ours)
-           for frame in traceback.extract_tb(error.__traceback__)):
-      raise
-    message = (f"The command line sets what the config does not have: {error}"
-               if isinstance(error, (AttributeError, KeyError)) else
-               f"The command line cannot be used: {error}")
-  print(message, file=sys.stderr, flush=True)
-  sys.exit(2)
 
 
 def call(fn: Callable, kwargs: Mapping[str, Any], where: str, **given):
@@ -179,124 +140,6 @@ class Config(Mapping):
           "\nCorrect or remove them: a key without effect is a mistake.")
 
 
-def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
-  """Arguments of a config file: `--config file.py:lr=0.1,runlocal`.
-
-  Args:
-    arg: what follows the colon; `name=value` pairs separated by commas. A name
-      alone means True. Commas inside brackets or quotes belong to the value.
-    **defaults: every accepted name with its default. The value takes the
-      default's type; a default of None takes what the text looks like.
-
-  Raises:
-    ConfigError: an unknown name, or a value that is not of the default's type.
-  """
-  values = ml_collections.ConfigDict(defaults, type_safe=False)
-  for piece in _split_outside_quotes(arg or ""):
-    name, equals, text = (part.strip() for part in piece.partition("="))
-    if name not in defaults:
-      raise ConfigError(
-          f"The config has no argument {name!r}{nearest(name, defaults)}. "
-          f"It accepts {sorted(defaults)}.")
-    values[name] = _parse_value(
-        name, text if equals else "True", defaults[name])
-  return values
-
-
-def _split_outside_quotes(text: str) -> list[str]:
-  """Splits at commas that are in neither brackets nor quotes."""
-  pieces, depth, quote = [""], 0, None
-  for character in text:
-    if quote:
-      quote = None if character == quote else quote
-    elif character in "'\"":
-      quote = character
-    else:
-      depth += (character in "([{") - (character in ")]}")
-    if character == "," and not depth and not quote:
-      pieces.append("")
-    else:
-      pieces[-1] += character
-  return [piece for piece in pieces if piece.strip()]
-
-
-def _parse_value(name: str, text: str, default):
-  """The value of `text`, of the type of `default`."""
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    value = {"true": True, "false": False}.get(text.lower(), text)
-  if default is None:
-    return value
-  if isinstance(default, str):
-    return value if isinstance(value, str) else text
-  if isinstance(default, float) and type(value) is int:
-    return float(value)
-  if type(value) is not type(default):
-    raise ConfigError(
-        f"The argument {name}={text} is not of type "
-        f"{type(default).__name__}, as its default {default!r} is.")
-  return value
-
-
-def duration(
-    prefix: str, config: Mapping[str, Any], *, batch_size: int | None = None,
-    data_size: int | None = None, total_steps: int | None = None,
-    default: int | None = None) -> int | None:
-  """Steps that `{prefix}_{steps,epochs,examples,percent}` stands for.
-
-  Args:
-    prefix: "total", "log_training", "warmup", ...
-    config: where the keys are looked up; None and negative mean "not set".
-    batch_size: examples a step, for examples and epochs.
-    data_size: examples an epoch, for epochs.
-    total_steps: for percent, which is a fraction in [0, 1] of the run.
-    default: what to return where no key is set.
-
-  Returns:
-    The number of steps, rounded, at least 1 unless the key says 0.
-
-  Raises:
-    ConfigError: two units at once, a wrong type, or a unit that cannot be
-      converted because its measure is not known.
-  """
-  found = {}
-  for unit in _UNITS:
-    value = config.get(f"{prefix}_{unit}")
-    if value is None:
-      continue
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-      raise ConfigError(
-          f"{prefix}_{unit} is {value!r}; it must be a number of {unit}.")
-    if value >= 0:
-      found[unit] = value
-  if not found:
-    return default
-  if len(found) > 1:
-    raise ConfigError(
-        f"{prefix} is given in {sorted(found)}; keep one of "
-        f"{[f'{prefix}_{unit}' for unit in sorted(found)]}.")
-  (unit, value), = found.items()
-  needs = {
-      "steps": (), "examples": (batch_size,), "percent": (total_steps,),
-      "epochs": (batch_size, data_size)}[unit]
-  if any(need is None for need in needs):
-    unknown = {
-        "examples": "batch size", "percent": "total number of steps",
-        "epochs": "size of the data or of the batch"}[unit]
-    raise ConfigError(
-        f"{prefix}_{unit} cannot be used here: the {unknown} is not known.")
-  if unit == "percent" and value > 1:
-    raise ConfigError(
-        f"{prefix}_percent is {value}; it is a fraction in [0, 1].")
-  steps = {
-      "steps": lambda: value,
-      "examples": lambda: value / batch_size,
-      "epochs": lambda: value * data_size / batch_size,
-      "percent": lambda: value * total_steps}[unit]()
-  return max(1, round(steps)) if value else 0
-
-
 def to_json(config: Config) -> str:
   """The resolved config as JSON, with values named like secrets hidden.
 
@@ -342,31 +185,6 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
       if old.get(key, absent) != new.get(key, absent)]
 
 
-def import_by_name(package: str, name: str, what: str) -> types.ModuleType:
-  """The module that a config names, below `package`.
-
-  Args:
-    package: "big_vision.models", ...
-    name: "vit", "proj.image_text.two_towers", ...
-    what: "model", "evaluator", ...: for the message.
-
-  Raises:
-    ConfigError: there is no such module; names those that exist.
-  """
-  full_name = f"{package}.{name}"
-  try:
-    return importlib.import_module(full_name)
-  except ModuleNotFoundError as error:
-    if error.name is None or not f"{full_name}.".startswith(f"{error.name}."):
-      raise  # Something that the module itself imports is missing.
-  root = importlib.import_module(package)
-  names = [module.name.removeprefix(f"{package}.") for module in
-           pkgutil.walk_packages(root.__path__, f"{package}.")
-           if not module.ispkg]
-  raise ConfigError(
-      f"Unknown {what} {name!r}{nearest(name, names)}; there are {names}.")
-
-
 def resolve(values: ml_collections.ConfigDict) -> Config:
   """What a config file returned, in the form in which it is stored.
 
@@ -374,40 +192,3 @@ def resolve(values: ml_collections.ConfigDict) -> Config:
   file, see the same values (tuples become lists).
   """
   return Config(json.loads(to_json(Config(values))))
-
-
-def check_workdir(workdir: str, config: Config, allow_change: bool = False):
-  """Refuses to continue another config's run.
-
-  Raises:
-    ConfigError: `workdir` has the run of a config that differs; shows how.
-  """
-  stored = load_workdir(workdir)
-  if stored is None or allow_change:
-    return
-  lines = difference(stored.to_dict(), config.to_dict())
-  if lines:
-    raise ConfigError(
-        f"{workdir} holds a run of another config. It differs in\n  " +
-        "\n  ".join(lines) + "\nUse another --workdir, or continue that run "
-        "with this config by --allow_config_change.")
-
-
-def store_in_workdir(workdir: str, config: Config):
-  """Writes `config` to `workdir`/config.json, all of it or nothing."""
-  path = os.path.join(workdir, "config.json")
-  with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-    file.write(to_json(config) + "\n")
-  os.replace(f"{path}.tmp", path)
-
-
-def load_workdir(workdir: str) -> Config | None:
-  """The config that a run stored in `workdir`, None if there is none."""
-  path = os.path.join(workdir, "config.json")
-  if not os.path.exists(path):
-    return None
-  with open(path, encoding="utf-8") as file:
-    try:
-      return Config(json.load(file))
-    except json.JSONDecodeError as error:
-      raise ConfigError(f"{path} is not JSON: {error}.") from error

@@ -6,7 +6,7 @@ knows no loop. Everything they share is here. The shape is that of optax's
 take one and return one (`with_ema`, `with_batch_fn`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -34,6 +34,17 @@ class Info:
   mesh: jax.sharding.Mesh
 
 
+class Phase(NamedTuple):
+  """A part of a run in which every step is compiled with the same choices.
+
+  Attributes:
+    first_step: Number of updates done before the phase begins.
+    static: What `Task.static` returns for each of its steps.
+  """
+  first_step: int
+  static: dict[str, Any]
+
+
 class Task(NamedTuple):
   """What a method states. All functions are pure unless marked "host".
 
@@ -54,6 +65,9 @@ class Task(NamedTuple):
     frozen: host; () -> pytree that is never changed and never saved: teachers,
       perceptual networks, cameras. Update and predict see `state["frozen"]`.
     static: host; (step) -> {name: hashable}: compile-time choices of a step.
+    phases: host; (total_steps) -> sequence of `Phase`, in order, the first at
+      step 0: the distinct values of `static`, so that planning, FLOP counts and
+      MFU see every program of the run.
   """
   init: Callable[..., State]
   update: Callable[..., tuple[State, dict[str, Any]]]
@@ -62,6 +76,7 @@ class Task(NamedTuple):
   load: Callable[[State], State] = lambda shapes: {}
   frozen: Callable[[], Any] = lambda: {}
   static: Callable[[int], dict[str, Any]] = lambda step: {}
+  phases: Callable[[int], Sequence[Phase]] = lambda total_steps: (Phase(0, {}),)
 
 
 def with_ema(task: Task, decay: float) -> Task:

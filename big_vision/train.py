@@ -17,18 +17,20 @@ import jax
 from ml_collections import config_flags
 
 from big_vision import build as build_lib
-from big_vision import checkpoint
-from big_vision import compiled
 from big_vision import config as config_lib
 from big_vision import input_pipeline
-from big_vision import launch
-from big_vision import metrics
-from big_vision import profiler
 from big_vision import sharding
-from big_vision import start as start_lib
 from big_vision import state as state_lib
-from big_vision import watchdog
-from big_vision.evaluators import common as evaluators
+from big_vision.evaluators import harness as evaluators
+from big_vision.hardware import hlo
+from big_vision.run import checkpoints
+from big_vision.run import command_line
+from big_vision.run import launch
+from big_vision.run import metrics
+from big_vision.run import profiler
+from big_vision.run import start as start_lib
+from big_vision.run import watchdog
+from big_vision.run import workdir as workdir_lib
 
 
 class _RollBack(Exception):
@@ -67,10 +69,10 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
   launch.say(build_lib.describe(built))
   options = build_lib.loop_options(config, info)
   log_every, ckpt_every = options.log_every, options.ckpt_every
-  checkpoints = checkpoint.Checkpoints(
+  saver = checkpoints.Checkpoints(
       os.path.join(workdir, "checkpoints"), keep_every=options.keep_ckpt_every)
   best = config_lib.call(
-      checkpoint.Best, options.keep_best, "config.keep_best",
+      checkpoints.Best, options.keep_best, "config.keep_best",
       directory=os.path.join(workdir, "checkpoints_best"))
   profile = config_lib.call(
       profiler.Profiler, options.profile, "config.profile", workdir=workdir)
@@ -79,13 +81,13 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
 
   # The step to continue from is known from a name alone, so the input can fill
   # its buffers while the rest is made.
-  batches = built.data.start(checkpoints.latest() or 0, built.batch_sharding)
+  batches = built.data.start(saver.latest() or 0, built.batch_sharding)
   evals = build_lib.make_evaluators(config, built, workdir)
   config.check_all_read()
   if jax.process_index() == 0:
-    config_lib.store_in_workdir(workdir, config)
+    workdir_lib.store_config(workdir, config)
 
-  start = start_lib.find(built, checkpoints, options.resume)
+  start = start_lib.find(built, saver, options.resume)
   first_step, state = start.step, start.state
   rollbacks = max(rollbacks, start.rollbacks)
   first_batch = max(next_batch, start.batch)
@@ -140,7 +142,7 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
       writer.write(step, row | (values or {}))
     if is_saved or stop:
       with aside("checkpoint"):
-        checkpoints.save(step, state, {
+        saver.save(step, state, {
             "chrono": chrono.state(),
             "examples": (step - first_step + first_batch) * info.batch_size,
             "rollbacks": rollbacks,
@@ -149,7 +151,7 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
       best.update(step, state, row | values)
     if stop:
       with watchdog.within("checkpoint"):
-        checkpoints.wait()
+        saver.wait()
       raise launch.Interrupted(step, stop)
 
   @contextlib.contextmanager
@@ -167,7 +169,7 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
   interrupts = interrupts or launch.Interrupts()
   unchecked = None
   with (rolling_back(), sharding.use(mesh, built.rules), batches, writer,
-        checkpoints, best, profile):
+        saver, best, profile):
     if start.unevaluated is not None:
       conclude(first_step, start.unevaluated)
     for step in range(first_step + 1, info.total_steps + 1):
@@ -176,7 +178,7 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
       watchdog.enter("data", step)
       batch = next(batches)
       if step == first_step + 1:
-        chrono.flops = compiled.count_flops(
+        chrono.flops = hlo.count_flops(
             update.trace(state, frozen, batch, static).jaxpr)
       watchdog.enter_update(step, static)
       state, measurements, ok = update(state, frozen, batch, static)
@@ -231,17 +233,17 @@ def main(argv):
   with launch.exit_codes({
       config_lib.ConfigError: launch.EXIT_CONFIG,
       state_lib.NonFiniteError: launch.EXIT_NON_FINITE,
-      checkpoint.StorageError: launch.EXIT_STORAGE,
+      checkpoints.StorageError: launch.EXIT_STORAGE,
       input_pipeline.DataError: launch.EXIT_DATA}):
     launch.start_processes(
         args.coordinator_address, args.num_processes, args.process_id)
     config = config_lib.resolve(args.config)
     launch.check_workdir(args.workdir)
     with launch.lock_workdir(args.workdir), watchdog.from_config(config):
-      config_lib.check_workdir(args.workdir, config, args.allow_config_change)
+      workdir_lib.check_config(args.workdir, config, args.allow_config_change)
       train(config, args.workdir)
 
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main, flags_parser=config_lib.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

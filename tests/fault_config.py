@@ -17,7 +17,7 @@ import sys
 import time
 import types
 
-from big_vision import config as bvcc
+from big_vision.configs import common
 import jax
 import numpy as np
 
@@ -31,7 +31,7 @@ def _tiny(arg):
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(
+  arg = common.parse_arg(
       arg, steps=6, evals=0, depth=1, watchdog=None, fsdp=False, model=1,
       rollbacks=0)
   config = _tiny(f"steps={arg.steps},fsdp={arg.fsdp},model={arg.model}")
@@ -64,8 +64,8 @@ def get_config(arg=None):
 
 def _register_ops():
   """Preprocessing that takes long, or for ever."""
-  import tensorflow as tf
   from big_vision.pp import registry
+  import tensorflow as tf
 
   def passing(trap):
     """An op that calls `trap` for every example."""

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 
-from big_vision import checkpoint
+from big_vision.run import checkpoints
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -111,7 +111,7 @@ def wait_for_text(process, text, timeout=180):
 
 def arrays(workdir):
   """Every array of the last checkpoint, by name."""
-  return checkpoint.read_arrays(os.path.join(workdir, "checkpoints"))
+  return checkpoints.read_arrays(os.path.join(workdir, "checkpoints"))
 
 
 def assert_same(expected_workdir, workdir):

@@ -3,6 +3,9 @@
 import json
 
 from big_vision import config as config_lib
+from big_vision import durations
+from big_vision.configs import common
+from big_vision.run import workdir as workdir_lib
 import ml_collections
 import pytest
 
@@ -56,13 +59,13 @@ def test_call_names_unknown_missing_and_taken_arguments():
 
 
 def test_parse_arg_takes_types_from_defaults():
-  arg = config_lib.parse_arg(
+  arg = common.parse_arg(
       "lr=1,runlocal,size=(2, 3),name=7,free=0.5", lr=0.1, runlocal=False,
       size=(1, 1), name="x", free=None, other=5)
   assert arg.to_dict() == dict(
       lr=1.0, runlocal=True, size=(2, 3), name="7", free=0.5, other=5)
   assert type(arg.lr) is float
-  assert config_lib.parse_arg(None, a=1).a == 1
+  assert common.parse_arg(None, a=1).a == 1
 
 
 @pytest.mark.parametrize("text, message", [
@@ -72,7 +75,7 @@ def test_parse_arg_takes_types_from_defaults():
     ("crop=3", "crop=3 is not of type bool")])
 def test_parse_arg_errors(text, message):
   with pytest.raises(config_lib.ConfigError, match=message):
-    config_lib.parse_arg(text, batch_size=8, crop=False)
+    common.parse_arg(text, batch_size=8, crop=False)
 
 
 @pytest.mark.parametrize("keys, steps", [
@@ -81,7 +84,7 @@ def test_parse_arg_errors(text, message):
     ({"total_steps": 0}, 0), ({"total_examples": 1}, 1),
     ({"total_steps": -1}, 99), ({}, 99), ({"total_steps": None}, 99)])
 def test_durations(keys, steps):
-  assert config_lib.duration(
+  assert durations.get_steps(
       "total", keys, batch_size=10, data_size=100, total_steps=200,
       default=99) == steps
 
@@ -93,34 +96,28 @@ def test_durations(keys, steps):
     ({"log_steps": "7"}, "must be a number")])
 def test_duration_errors(keys, message):
   with pytest.raises(config_lib.ConfigError, match=message):
-    config_lib.duration("log", keys, batch_size=10, total_steps=100)
+    durations.get_steps("log", keys, batch_size=10, total_steps=100)
 
 
 def test_storing_comparing_and_refusing(tmp_path):
   config = config_lib.resolve(ml_collections.ConfigDict(
       dict(lr=0.1, mesh=[("data", -1)], api_key="s3cret", none=None)))
   assert config.mesh == [["data", -1]]
-  config_lib.store_in_workdir(str(tmp_path), config)
+  workdir_lib.store_config(str(tmp_path), config)
   stored = json.loads((tmp_path / "config.json").read_text())
   assert stored["api_key"] == "<hidden>" and stored["lr"] == 0.1
-  config_lib.check_workdir(str(tmp_path), config)
+  workdir_lib.check_config(str(tmp_path), config)
 
   changed = config_lib.Config({**config.to_dict(), "lr": 0.2, "wd": 1.0})
   with pytest.raises(config_lib.ConfigError) as error:
-    config_lib.check_workdir(str(tmp_path), changed)
+    workdir_lib.check_config(str(tmp_path), changed)
   assert "lr: 0.1 -> 0.2" in str(error.value)
   assert "wd: absent -> 1.0" in str(error.value)
   assert "mesh" not in str(error.value)
-  config_lib.check_workdir(str(tmp_path), changed, allow_change=True)
+  workdir_lib.check_config(str(tmp_path), changed, allow_change=True)
 
 
 def test_values_that_cannot_be_stored_are_named():
   with pytest.raises(config_lib.ConfigError,
                      match=r"config.input.fn is a func"):
     config_lib.to_json(config_lib.Config({"input": {"fn": lambda x: x}}))
-
-
-def test_unknown_modules_name_those_that_exist():
-  with pytest.raises(config_lib.ConfigError,
-                     match="Unknown model 'vti'.*did you mean 'vit'"):
-    config_lib.import_by_name("big_vision.models", "vti", "model")

@@ -4,17 +4,17 @@ import importlib
 import json
 import pathlib
 
+import big_vision
 from big_vision import build as build_lib
-from big_vision import compiled
 from big_vision import config as config_lib
-from big_vision import configs
 from big_vision import train as train_lib
 from big_vision import tree
 from big_vision.configs import fashion_mnist_models
+from big_vision.hardware import hlo
 import jax
 import jax.numpy as jnp
-from PIL import Image
 import numpy as np
+from PIL import Image
 import pytest
 
 # What makes a config fit the generated data; (argument, changes).
@@ -30,7 +30,7 @@ FULL = {
     "fashion_mnist_models": ("model=ut", {}),
     "quickstart": (None, {}),
     "sequences": ("task=addition", {}),
-    "proj.pvr.compositional": (None, {}),
+    "proj.pvr.configs.compositional": (None, {}),
 }
 # Projects whose tests have their own list, and such a test as the first below.
 OWN_TESTS = ("proj.nerf.", "proj.vqgan.")
@@ -41,7 +41,7 @@ MORE = [
     ("fashion_mnist_models", "model=performer"),
     ("sequences", "task=copy"),
     ("sequences", "task=reverse"),
-    ("proj.pvr.compositional", "model=transformer"),
+    ("proj.pvr.configs.compositional", "model=transformer"),
 ]
 PARAMETERS = {
     # Closed form: ViT-S/16 with 1,000 classes, rep_size, no stored posemb.
@@ -58,7 +58,8 @@ BIG = {"vit_s16_i1k", "vit_i1k", "vit_i21k", "mlp_mixer_i1k", "bit_i1k",
 
 
 def _config(name, arg=None, **changes):
-  module = importlib.import_module(f"big_vision.configs.{name}")
+  module = importlib.import_module(
+      f"big_vision.{name if '.' in name else 'configs.' + name}")
   config = module.get_config(arg)
   with config.unlocked():
     config.update_from_flattened_dict(changes)
@@ -66,9 +67,12 @@ def _config(name, arg=None, **changes):
 
 
 def test_no_config_is_forgotten():
-  folder = pathlib.Path(configs.__file__).parent
-  names = {".".join(path.relative_to(folder).with_suffix("").parts)
-           for path in folder.rglob("*.py") if path.stem != "__init__"}
+  folder = pathlib.Path(big_vision.__file__).parent
+  names = {path.stem for path in (folder / "configs").glob("*.py")}
+  names |= {".".join(path.relative_to(folder).with_suffix("").parts)
+            for path in folder.glob("proj/*/configs/*.py")
+            if path.stem != "__init__"}
+  names -= {"__init__", "common"}
   assert {name for name in names if not name.startswith(OWN_TESTS)} == set(FULL)
 
 
@@ -114,7 +118,7 @@ def test_the_models_of_fashion_mnist_cost_the_same():
           {**variables, "params": params}, image, train=True)
       return logits.mean()
 
-    flops = compiled.count_flops(jax.make_jaxpr(jax.grad(loss))(
+    flops = hlo.count_flops(jax.make_jaxpr(jax.grad(loss))(
         variables["params"], variables, image))
     assert flops / 2e6 == pytest.approx(mflop, rel=.02), name
     steps = fashion_mnist_models.get_config(f"model={name}").total_steps

@@ -47,8 +47,8 @@ def test_training_without_an_input_pipeline_needs_no_tensorflow():
   code = (
       "import sys; import big_vision.build, big_vision.state, "
       "big_vision.trainers.classification, big_vision.models.vit, "
-      "big_vision.evaluators.common, big_vision.evaluators.fewshot_lsr, "
-      "big_vision.checkpoint, big_vision.metrics, "
+      "big_vision.evaluators.harness, big_vision.evaluators.fewshot_lsr, "
+      "big_vision.run.checkpoints, big_vision.run.metrics, "
       "big_vision.configs.quickstart;"
       "assert 'tensorflow' not in sys.modules, 'TensorFlow was imported'")
   subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -86,8 +86,8 @@ def test_core_knows_no_project_and_projects_not_each_other():
 def test_lower_floors_do_not_know_upper_ones():
   """models, losses, pp and datasets know nothing of training."""
   upper = ("train", "build", "state", "task", "trainers", "evaluators", "tools",
-           "checkpoint", "metrics", "optim", "input_pipeline", "configs")
-  for folder in ("models", "pp", "datasets"):
+           "run", "optim", "input_pipeline", "configs", "proj")
+  for folder in ("layers", "models", "pp", "datasets"):
     for path in sorted((PACKAGE / folder).rglob("*.py")):
       for name in _imports(path):
         parts = name.split(".")
@@ -107,8 +107,15 @@ def test_style():
 
 
 def _configs():
-  return [path for path in sorted((PACKAGE / "configs").rglob("*.py"))
-          if path.name != "__init__.py"]
+  paths = [*PACKAGE.glob("configs/*.py"), *PACKAGE.glob("proj/*/configs/*.py")]
+  return [path for path in sorted(paths)
+          if path.stem not in ("__init__", "common")]
+
+
+def _golden(path):
+  parts = path.relative_to(PACKAGE).parts
+  parts = [part for part in parts if part != "configs"]
+  return GOLDEN.joinpath(*parts).with_suffix(".json")
 
 
 def _values(path):
@@ -122,8 +129,7 @@ def test_every_config_is_what_it_was(path):
 
   After a change that is meant: `python tests/test_repository.py` rewrites.
   """
-  golden = GOLDEN / path.relative_to(PACKAGE / "configs").with_suffix(".json")
-  stored = json.loads(golden.read_text())
+  stored = json.loads(_golden(path).read_text())
   assert not config_lib.difference(
       stored, json.loads(config_lib.to_json(_values(path))))
 
@@ -138,7 +144,6 @@ def test_every_config_says_how_to_run_it(path):
 
 if __name__ == "__main__":
   for config_path in _configs():
-    golden_path = GOLDEN / config_path.relative_to(
-        PACKAGE / "configs").with_suffix(".json")
+    golden_path = _golden(config_path)
     golden_path.parent.mkdir(parents=True, exist_ok=True)
     golden_path.write_text(config_lib.to_json(_values(config_path)) + "\n")

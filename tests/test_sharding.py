@@ -1,11 +1,11 @@
 """Meshes and sharding rules, against PartitionSpecs written by hand."""
 
-from big_vision import compiled
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import task as task_lib
 from big_vision import tree
+from big_vision.hardware import hlo
 from big_vision.trainers import classification
 import jax
 from jax.sharding import PartitionSpec as P
@@ -179,7 +179,7 @@ def test_tensor_parallelism_exchanges_activations_and_no_parameters():
   batch = state_lib.with_shardings(dict(info.batch_spec), dict.fromkeys(
       info.batch_spec, sharding.batch_sharding(mesh, rules)))
   with sharding.use(mesh, rules):
-    program = compiled.Program(state_lib.make_update(
+    program = hlo.Program(state_lib.make_update(
         task, jax.random.key(0), where, mesh).lower(
             state_lib.with_shardings(shapes, where), {}, batch, ()).compile())
   assert {c.kind for c in program.collectives} == {"all-reduce"}

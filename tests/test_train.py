@@ -6,20 +6,20 @@ import pathlib
 import re
 
 from big_vision import build as build_lib
-from big_vision import checkpoint
 from big_vision import config as config_lib
 from big_vision import input_pipeline
-from big_vision import launch
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import train as train_lib
+from big_vision.run import checkpoints
+from big_vision.run import launch
+from big_vision.run import workdir as workdir_lib
 import jax
 import numpy as np
 import pytest
-
-from tests import processes
 import tiny_config
 
+from tests import processes
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "losses"
 
@@ -38,7 +38,7 @@ def _rows(workdir):
 
 def _arrays(workdir, step=None):
   """Every array of a checkpoint, by name, read through tensorstore alone."""
-  return checkpoint.read_arrays(os.path.join(workdir, "checkpoints"), step)
+  return checkpoints.read_arrays(os.path.join(workdir, "checkpoints"), step)
 
 
 def _without_times(rows):
@@ -67,7 +67,7 @@ def test_a_run_learns_and_leaves_every_step_once(finished):
   assert rows[12]["test/loss"] != rows[6]["test/loss"] != rows[0]["test/loss"]
   np.testing.assert_allclose(rows[1]["global_schedule"], 0)  # Warm-up from 0.
   np.testing.assert_allclose(rows[4]["global_schedule"], 1)
-  stored = config_lib.load_workdir(finished)
+  stored = workdir_lib.load_config(finished)
   assert stored.to_dict() == _config().to_dict()
 
 
@@ -234,7 +234,7 @@ def test_a_rollback_goes_on_with_the_data_behind_what_was_not_finite(
   stops = iter([None, None, 143])
   with monkeypatch.context() as patch:
     patch.setattr(launch.Interrupts, "exit_code", lambda *_: next(stops))
-    patch.setattr(checkpoint.Checkpoints, "save", lambda *_: None)
+    patch.setattr(checkpoints.Checkpoints, "save", lambda *_: None)
     with pytest.raises(launch.Interrupted):
       train_lib.train(config(max_rollbacks=1), workdir)
   train_lib.train(config(max_rollbacks=1), workdir)
@@ -247,7 +247,7 @@ def test_a_rollback_goes_on_with_the_data_behind_what_was_not_finite(
   built = build_lib.build(config())
   with sharding.use(built.mesh, built.rules), built.data.start(
       6, built.batch_sharding) as batches:
-    _, state, _ = checkpoint.Checkpoints(
+    _, state, _ = checkpoints.Checkpoints(
         os.path.join(workdir, "checkpoints"), read_only=True).restore(
             built.shapes, step=4)
     update = state_lib.make_update(
@@ -283,8 +283,8 @@ def test_continuing_another_run_and_keeping_the_best(finished, tmp_path):
   train_lib.train(config, str(tmp_path))
   rows = _rows(tmp_path)
   assert [row["step"] for row in rows] == [13, 14]
-  assert checkpoint.list_steps(str(tmp_path / "checkpoints_best")) == [14]
-  best = checkpoint.read_meta(str(tmp_path / "checkpoints_best"), 14)["best"]
+  assert checkpoints.list_steps(str(tmp_path / "checkpoints_best")) == [14]
+  best = checkpoints.read_meta(str(tmp_path / "checkpoints_best"), 14)["best"]
   assert best == rows[-1]["test/prec@1"]
 
 

@@ -4,12 +4,12 @@ COMMAND (tests start it as a person would)
   python -m big_vision.train --config tests/tiny_config.py --workdir WORKDIR
 """
 
-from big_vision import config as bvcc
+from big_vision.configs import common
 import ml_collections
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, steps=12, fsdp=False, model=1)
+  arg = common.parse_arg(arg, steps=12, fsdp=False, model=1)
   config = ml_collections.ConfigDict()
   config.seed = 3
   config.total_steps = arg.steps

@@ -16,12 +16,12 @@ Arguments: depth (26, 50, 101, 152, 200), width, groups, group_width (see
 `models/bit.py`), batch_size, epochs, runlocal (a few steps of a tiny model).
 """
 
-from big_vision import config as bvcc
+from big_vision.configs import common
 import ml_collections
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(
+  arg = common.parse_arg(
       arg, depth=50, width=1.0, groups=1, group_width=None, batch_size=4096,
       epochs=90, runlocal=False)
   config = ml_collections.ConfigDict()

@@ -11,12 +11,12 @@ EXPECTED (2 CPU cores)
   too: 390 images/s while they did not, which makes 51 min.
 """
 
-from big_vision import config as bvcc
+from big_vision.configs import common
 import ml_collections
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, epochs=20)
+  arg = common.parse_arg(arg, epochs=20)
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.total_epochs = arg.epochs

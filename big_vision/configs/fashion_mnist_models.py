@@ -28,7 +28,8 @@ EXPECTED
   71.8 %, same seed.
 """
 
-from big_vision import config as bvcc
+from big_vision import config as config_lib
+from big_vision.configs import common
 from big_vision.configs import fashion_mnist
 
 _ViT = dict(patch_size=(4, 4), width=64, num_heads=4, mlp_dim=256)
@@ -50,10 +51,10 @@ MODELS = dict(
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, model="vit", epochs=2.0, ponder=0.01)
+  arg = common.parse_arg(arg, model="vit", epochs=2.0, ponder=0.01)
   if arg.model not in MODELS:
-    raise bvcc.ConfigError(
-        f"There is no model={arg.model!r}{bvcc.nearest(arg.model, MODELS)}; "
+    raise config_lib.ConfigError(
+        f"There is no model={arg.model!r}{config_lib.nearest(arg.model, MODELS)}; "
         f"there are {sorted(MODELS)}.")
   config = fashion_mnist.get_config()
   config.model_name, mflop, model = MODELS[arg.model]

@@ -15,12 +15,12 @@ EXPECTED
 Arguments: variant, batch_size, epochs, runlocal (a few steps of a tiny model).
 """
 
-from big_vision import config as bvcc
+from big_vision.configs import common
 import ml_collections
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(
+  arg = common.parse_arg(
       arg, variant="B/16", batch_size=4096, epochs=300, runlocal=False)
   config = ml_collections.ConfigDict()
   config.seed = 0

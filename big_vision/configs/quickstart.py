@@ -15,13 +15,13 @@ The digits are the 1,797 images of 8x8 pixels that come with scikit-learn; a
 fixed random fifth is held out.
 """
 
-from big_vision import config as bvcc
+from big_vision.configs import common
 from big_vision.datasets import folder
 import ml_collections
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, data="digits", epochs=0, size=0)
+  arg = common.parse_arg(arg, data="digits", epochs=0, size=0)
   config = ml_collections.ConfigDict()
   config.seed = 0
 

@@ -24,7 +24,8 @@ EXPECTED
   over all tokens of a batch; since then it is that over examples.
 """
 
-from big_vision import config as bvcc
+from big_vision import config as config_lib
+from big_vision.configs import common
 from big_vision.datasets import sequences
 import ml_collections
 
@@ -38,11 +39,11 @@ TASKS = {
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(
+  arg = common.parse_arg(
       arg, task="copy", length=10, steps=3_000, max_steps=6, ponder=0.001)
   if arg.task not in TASKS:
-    raise bvcc.ConfigError(
-        f"There is no task={arg.task!r}{bvcc.nearest(arg.task, TASKS)}; there "
+    raise config_lib.ConfigError(
+        f"There is no task={arg.task!r}{config_lib.nearest(arg.task, TASKS)}; there "
         f"are {sorted(TASKS)}.")
   least, most, vocab_size = TASKS[arg.task]
   config = ml_collections.ConfigDict()

@@ -15,7 +15,7 @@ Arguments: model (one of MODELS) or init and variant; dataset (one of DATASETS);
 crop (inception_crop, resmall_crop); batch_size; steps; runlocal.
 """
 
-from big_vision import config as bvcc
+from big_vision.configs import common
 import ml_collections
 
 # name: (what `vit.load` finds, the model's arguments)
@@ -38,7 +38,7 @@ DATASETS = {
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(
+  arg = common.parse_arg(
       arg, model="vit-i21k-augreg-b/32", init="", variant="",
       dataset="cifar10", crop="resmall_crop", batch_size=512, steps=10_000,
       runlocal=False)

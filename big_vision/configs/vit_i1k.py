@@ -12,7 +12,7 @@ Arguments: variant, aug (none, light1, light2, medium1, medium2, strong1,
 strong2 of arXiv:2106.10270), batch_size, epochs, runlocal.
 """
 
-from big_vision import config as bvcc
+from big_vision.configs import common
 import ml_collections
 
 # Of arXiv:2106.10270: (layers, magnitude) of RandAugment, alpha of mixup.
@@ -23,7 +23,7 @@ AUGMENTATION = dict(
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(
+  arg = common.parse_arg(
       arg, variant="B/16", aug="medium1", batch_size=4096, epochs=300,
       runlocal=False)
   (layers, magnitude), mixup = AUGMENTATION[arg.aug]

@@ -18,12 +18,12 @@ scanned then), runlocal. The largest variants, as planned for 1,024 chips:
   python -m big_vision.tools.plan --config big_vision/configs/vit_i21k.py:variant=e/14,batch_size=16384,dtype=bfloat16,preset=fsdp,split=8,remat=dots_with_no_batch_dims_saveable --topology v5p:8x8x16
 """
 
-from big_vision import config as bvcc
+from big_vision.configs import common
 import ml_collections
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(
+  arg = common.parse_arg(
       arg, variant="B/16", batch_size=4096, epochs=300, dtype="float32",
       preset="replicate", split=1, remat="none", runlocal=False)
   config = ml_collections.ConfigDict()

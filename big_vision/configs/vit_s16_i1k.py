@@ -15,12 +15,12 @@ EXPECTED
 Arguments: batch_size, epochs, runlocal (a few steps of a tiny model).
 """
 
-from big_vision import config as bvcc
+from big_vision.configs import common
 import ml_collections
 
 
 def get_config(arg=None):
-  arg = bvcc.parse_arg(arg, batch_size=1024, epochs=90, runlocal=False)
+  arg = common.parse_arg(arg, batch_size=1024, epochs=90, runlocal=False)
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.total_epochs = arg.epochs

@@ -22,6 +22,7 @@ import importlib
 import numpy as np
 
 from big_vision import config as config_lib
+from big_vision import modules
 
 _SOURCES = {
     "bv:digits": ("big_vision.datasets.arrays", "digits"),
@@ -33,7 +34,6 @@ _SOURCES = {
     "bv:reverse": ("big_vision.datasets.sequences", "reverse"),
     "bv:addition": ("big_vision.datasets.sequences", "addition"),
     "bv:listops": ("big_vision.datasets.listops", "listops"),
-    "bv:pvr": ("big_vision.datasets.pvr", "pvr"),
 }
 
 
@@ -396,12 +396,12 @@ def open_source(name: str, **kwargs) -> Source | StreamSource:
   Args:
     name: "bv:digits", "bv:npz", "bv:photographs", "bv:folder", "bv:jsonl";
       data for reasoning that is generated, "bv:copy", "bv:reverse",
-      "bv:addition", "bv:listops", "bv:pvr"; a project's own,
-      "proj.nerf.blender", which is the function `open_source` of that module
-      below `big_vision.datasets`; or the name of a dataset prepared by
-      TensorFlow Datasets ("cifar10", "imagenet2012:5.1.0").
+      "bv:addition", "bv:listops"; a module that defines `open_source`,
+      "proj.nerf.blender" or "mylab.birds", see `modules.find`; or the name of a
+      dataset prepared by TensorFlow Datasets ("cifar10",
+      "imagenet2012:5.1.0").
     **kwargs: arguments of that source; see the function that `name` stands for
-      in `arrays`, `folder`, `jsonl`, `sequences`, `listops`, `pvr` and
+      in `arrays`, `folder`, `jsonl`, `sequences`, `listops` and
       `tfds_source`.
 
   Raises:
@@ -417,8 +417,8 @@ def open_source(name: str, **kwargs) -> Source | StreamSource:
     raise config_lib.ConfigError(
         f"Unknown source {name!r}{config_lib.nearest(name, _SOURCES)}; there "
         f"are {sorted(_SOURCES)}, and any dataset of TensorFlow Datasets.")
-  if name.startswith("proj."):
-    module = config_lib.import_by_name("big_vision.datasets", name, "source")
+  if modules.is_module_name(name):
+    module = modules.find("source", name)
     return config_lib.call(module.open_source, kwargs, where)
   from big_vision.datasets import tfds_source
   return config_lib.call(tfds_source.open_tfds, kwargs, where, dataset=name)

@@ -13,7 +13,7 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision import tree
-from big_vision.evaluators import common
+from big_vision.evaluators import harness
 
 
 class Evaluator:
@@ -58,7 +58,7 @@ class Evaluator:
     self._label_key, self._mask_key = label_key, mask_key
     self._measure = _make_measure(
         predict_fn, key, label_key, mask_key, measure, batch_sharding)
-    self._batches = common.open_data(
+    self._batches = harness.open_data(
         data, pp_fn, batch_size, batch_sharding, pp_modules)
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -67,7 +67,7 @@ class Evaluator:
     Raises:
       ValueError: an example has no label, or none of its tokens counts.
     """
-    values = common.collect(self._measure, state, self._batches)
+    values = harness.collect(self._measure, state, self._batches)
     for is_usable, what in (
         (values.pop("has_label"), f"exactly one label in {self._label_key!r}"),
         (values.pop("has_token"), f"a token that counts: {self._mask_key!r} is "
@@ -95,18 +95,18 @@ def _make_measure(
   def measure(state, batch):
     logits, out = predict_fn(state, batch)
     b = len(batch["_mask"])
-    difficulty = common.get_from_batch(batch, key, "key")
+    difficulty = harness.get_from_batch(batch, key, "key")
     if difficulty.shape != (b,) or not _is_int(difficulty):
       raise config_lib.ConfigError(
           f"key={key!r} is {_type(difficulty)} in the batch; one integer per "
           f"example, int[{b}], is needed.")
-    labels = common.get_from_batch(batch, label_key)
+    labels = harness.get_from_batch(batch, label_key)
     values = {"difficulty": difficulty, "has_token": jnp.ones(b, bool)}
 
     def token_mask(shape):
       if mask_key is None:
         return jnp.ones(shape, bool)
-      mask = common.get_from_batch(batch, mask_key, "mask_key")
+      mask = harness.get_from_batch(batch, mask_key, "mask_key")
       if mask.shape != shape:
         raise config_lib.ConfigError(
             f"mask_key={mask_key!r} is {_type(mask)} in the batch; one number "
@@ -165,7 +165,7 @@ def _make_measure(
       values[name] = measured, one
     return values, batch["_mask"]
 
-  return common.jit(measure, batch_sharding)
+  return harness.jit(measure, batch_sharding)
 
 
 def _is_int(array) -> bool:

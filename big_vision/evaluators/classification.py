@@ -10,7 +10,7 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision import losses
-from big_vision.evaluators import common
+from big_vision.evaluators import harness
 
 
 class Evaluator:
@@ -48,7 +48,7 @@ class Evaluator:
     self._label_key = label_key
     self._measure = _make_measure(
         predict_fn, loss_name, label_key, batch_sharding)
-    self._batches = common.open_data(
+    self._batches = harness.open_data(
         data, pp_fn, batch_size, batch_sharding, pp_modules)
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -57,7 +57,7 @@ class Evaluator:
     Raises:
       ValueError: labels other than 0 and 1, or no example with a label.
     """
-    values = common.collect(self._measure, state, self._batches)
+    values = harness.collect(self._measure, state, self._batches)
     is_binary = values.pop("is_binary")
     if not is_binary.all():
       raise ValueError(
@@ -83,7 +83,7 @@ def _make_measure(
 
   def measure(state, batch):
     logits, _ = predict_fn(state, batch)
-    labels = common.get_from_batch(batch, label_key)
+    labels = harness.get_from_batch(batch, label_key)
     if labels.shape != logits.shape:
       raise config_lib.ConfigError(
           f"{label_key!r} has the shape {labels.shape} and the logits "
@@ -99,7 +99,7 @@ def _make_measure(
     values["is_binary"] = jnp.all((labels == 0) | (labels == 1), axis=-1)
     return values, batch["_mask"]
 
-  return common.jit(measure, batch_sharding)
+  return harness.jit(measure, batch_sharding)
 
 
 def _rank_of_best_label(logits, is_label):

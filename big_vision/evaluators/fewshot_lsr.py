@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from big_vision import config as config_lib
-from big_vision.evaluators import common
+from big_vision.evaluators import harness
 
 # Far larger than a whitened feature, so that `l2_reg` hardly acts on the bias.
 _BIAS = 100.
@@ -78,8 +78,8 @@ class Evaluator:
       raise config_lib.ConfigError(
           f"display_first has {sorted(unknown)}, which is not measured; "
           f"measured are {measured}.")
-    self._measure = common.jit(
-        common.make_represent(predict_fn, representation_layer, label_key),
+    self._measure = harness.jit(
+        harness.make_represent(predict_fn, representation_layer, label_key),
         batch_sharding)
     self._datasets = {}
     for name, entry in datasets.items():
@@ -89,7 +89,7 @@ class Evaluator:
             "(source, train split, test split).")
       source, *splits = entry
       self._datasets[name] = tuple(
-          common.open_data(
+          harness.open_data(
               _with_split(source, split), pp_fn, batch_size, batch_sharding,
               pp_modules)
           for split, pp_fn in zip(splits, (pp_train, pp_eval)))
@@ -105,14 +105,14 @@ class Evaluator:
     cache = {}
     def represent(pipeline):
       if id(pipeline) not in cache:
-        cache[id(pipeline)] = common.collect(self._measure, state, pipeline)
+        cache[id(pipeline)] = harness.collect(self._measure, state, pipeline)
       return cache[id(pipeline)]
 
     for name, (train_data, test_data) in self._datasets.items():
       x, y = represent(train_data)
       x_test, y_test = represent(test_data)
-      common.check_classes(y, f"datasets.{name}, train split")
-      common.check_classes(y_test, f"datasets.{name}, test split")
+      harness.check_classes(y, f"datasets.{name}, train split")
+      harness.check_classes(y_test, f"datasets.{name}, test split")
       if not self._allow_fewer:
         _check_counts(name, y, y_test, max(self._shots))
       accuracies = {k: [] for k in self._shots}

@@ -15,7 +15,7 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision import sharding
-from big_vision.evaluators import common
+from big_vision.evaluators import harness
 
 
 class Evaluator:
@@ -59,18 +59,18 @@ class Evaluator:
     """
     self._ks = (k,) if isinstance(k, int) else tuple(k)
     self._temperature = temperature
-    self._batches = common.open_data(
+    self._batches = harness.open_data(
         data, pp_fn, batch_size, batch_sharding, pp_modules)
-    self._batches_train = common.open_data(
+    self._batches_train = harness.open_data(
         data_train, pp_train or pp_fn, batch_size, batch_sharding, pp_modules)
     if max(self._ks) > self._batches_train.num_examples:
       raise config_lib.ConfigError(
           f"k={max(self._ks)} neighbours are wanted, and data_train has "
           f"{self._batches_train.num_examples} examples.")
     self._sharding = batch_sharding
-    represent = common.make_represent(
+    represent = harness.make_represent(
         predict_fn, representation_layer, label_key)
-    self._represent = common.jit(represent, batch_sharding)
+    self._represent = harness.jit(represent, batch_sharding)
 
     # Every device for its own queries: left to itself, XLA gathers the
     # similarities of all of them for `top_k`.
@@ -84,7 +84,7 @@ class Evaluator:
       return merge(queries, nearest, (_normalize(features), labels, mask))
 
     self._update = jax.jit(update, out_shardings=batch_sharding)
-    self._gather = common.jit(lambda nearest: nearest, batch_sharding)
+    self._gather = harness.jit(lambda nearest: nearest, batch_sharding)
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yields the metrics of `state`.
@@ -92,8 +92,8 @@ class Evaluator:
     Raises:
       ValueError: `data` has no labels.
     """
-    features, labels = common.collect(self._represent, state, self._batches)
-    common.check_classes(labels, "data")
+    features, labels = harness.collect(self._represent, state, self._batches)
+    harness.check_classes(labels, "data")
     # Training examples pass by batch after batch; only the queries, spread over
     # the devices, and their neighbours are kept.
     num_queries = len(features)
@@ -104,7 +104,7 @@ class Evaluator:
     nearest = (
         self._place(np.full(shape, -np.inf, np.float32)),
         self._place(np.zeros(shape, labels.dtype)))
-    in_flight = collections.deque(maxlen=common.NUM_IN_FLIGHT)
+    in_flight = collections.deque(maxlen=harness.NUM_IN_FLIGHT)
     for batch in self._batches_train:
       nearest = self._update(state, batch, queries, nearest)
       in_flight.append(nearest)

@@ -8,7 +8,7 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision import tree
-from big_vision.evaluators import common
+from big_vision.evaluators import harness
 
 
 class Evaluator:
@@ -38,13 +38,13 @@ class Evaluator:
       check_per_example(values, mask.shape)
       return values, mask
 
-    self._measure = common.jit(measure, batch_sharding)
-    self._batches = common.open_data(
+    self._measure = harness.jit(measure, batch_sharding)
+    self._batches = harness.open_data(
         data, pp_fn, batch_size, batch_sharding, pp_modules)
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yields (name, mean over the examples) for every value."""
-    values = common.collect(self._measure, state, self._batches)
+    values = harness.collect(self._measure, state, self._batches)
     for name, value in tree.flatten_with_names(values):
       yield name, np.mean(value, dtype=np.float64)
 

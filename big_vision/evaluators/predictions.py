@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from big_vision.evaluators import common
+from big_vision.evaluators import harness
 
 
 class Evaluator:
@@ -36,23 +36,23 @@ class Evaluator:
       self, predict_fn, *, batch_sharding, data: Mapping[str, Any], pp_fn: str,
       batch_size: int, outfile: str, num_examples: int = 32,
       label_key: str = "labels", pp_modules: Sequence[str] | None = None):
-    self._batches = common.open_data(
+    self._batches = harness.open_data(
         data, pp_fn, batch_size, batch_sharding, pp_modules)
     self._outfile, self._num_examples = outfile, num_examples
     self._batch_size = batch_size
 
     def measure(state, batch):
       logits, _ = predict_fn(state, batch)
-      labels = common.get_from_batch(batch, label_key)
+      labels = harness.get_from_batch(batch, label_key)
       return (batch["image"].astype(jnp.float32),
               jax.nn.softmax(logits.astype(jnp.float32)),
               jnp.argmax(labels, axis=-1)), batch["_mask"]
-    self._measure = common.jit(measure, batch_sharding)
+    self._measure = harness.jit(measure, batch_sharding)
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Writes the file; yields nothing."""
     enough = -(-self._num_examples // self._batch_size)
-    images, probabilities, labels = common.collect(
+    images, probabilities, labels = harness.collect(
         self._measure, state, itertools.islice(self._batches, enough))
     examples = []
     for image, p, label in itertools.islice(

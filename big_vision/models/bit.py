@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vision import tree
-from big_vision.models import common
-from big_vision.models import weights
+from big_vision import weights
+from big_vision.layers import common
 
 # depth: units per stage. A unit has three convolutions; the root and the head
 # count too.

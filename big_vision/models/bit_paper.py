@@ -18,9 +18,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from big_vision import tree
+from big_vision import weights
+from big_vision.layers import common
 from big_vision.models import bit
-from big_vision.models import common
-from big_vision.models import weights
 
 POOL_PADDINGS = ("lowest", "zero")
 

@@ -13,8 +13,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from big_vision.models import common
-from big_vision.models import weights
+from big_vision import weights
+from big_vision.layers import common
 
 # name: (width, depth, tokens_mlp_dim, channels_mlp_dim)
 VARIANTS = {

@@ -11,10 +11,10 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from big_vision.models import common
+from big_vision import weights
+from big_vision.layers import common
 from big_vision.models import universal_transformer
 from big_vision.models import vit
-from big_vision.models import weights
 
 POSEMBS = ("learn", "sincos")
 POOL_TYPES = ("gap", "none")

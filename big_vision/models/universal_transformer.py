@@ -28,11 +28,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from big_vision.models import act
-from big_vision.models import attention as attention_lib
-from big_vision.models import common
+from big_vision import weights
+from big_vision.layers import act
+from big_vision.layers import attention as attention_lib
+from big_vision.layers import common
 from big_vision.models import vit
-from big_vision.models import weights
 
 HALTINGS = ("act", "none")
 NORMS = ("post", "pre")

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 
-from big_vision.models import attention as attention_lib
-from big_vision.models import common
-from big_vision.models import weights
+from big_vision import weights
+from big_vision.layers import attention as attention_lib
+from big_vision.layers import common
 
 POSEMBS = ("learn", "sincos2d")
 POOL_TYPES = ("gap", "map", "tok", "0", "none")

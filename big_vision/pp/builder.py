@@ -6,24 +6,22 @@ written, `registry` for what an op is.
 """
 
 from collections.abc import Callable, Sequence
-import importlib
 import inspect
-import pkgutil
 from typing import Any
 
 import tensorflow as tf
 
 from big_vision import config as config_lib
+from big_vision import modules as modules_lib
 from big_vision import op_string
-from big_vision import pp as pp_package
 from big_vision.pp import registry
 
 # The modules under big_vision/pp whose ops every string can use.
-MODULES = ("ops_general", "ops_image", "randaug")
+DEFAULT_MODULES = ("ops_general", "ops_image", "randaug")
 
 
 def make_preprocess(
-    pp: str, modules: Sequence[str] = MODULES) -> Callable[[dict], dict]:
+    pp: str, modules: Sequence[str] = ()) -> Callable[[dict], dict]:
   """The function that a preprocessing string describes.
 
   All randomness comes from the example's entry `_seed`, int32[2]: each random
@@ -33,8 +31,8 @@ def make_preprocess(
 
   Args:
     pp: ops joined by `|`; "" does nothing.
-    modules: names of modules below `big_vision.pp` to import first, as they
-      register the ops ("ops_image", "proj.mine.ops").
+    modules: Names of more modules of ops, which are imported in addition to
+      DEFAULT_MODULES; see `modules.find`.
 
   Returns:
     fn(data) -> data on dicts of tensors (arrays are converted), eager or in a
@@ -48,8 +46,8 @@ def make_preprocess(
   if not isinstance(pp, str):
     raise config_lib.ConfigError(
         f"A preprocessing string is needed, {pp!r} is none.")
-  for module in modules:
-    _import_ops(module)
+  for module in (*DEFAULT_MODULES, *modules):
+    modules_lib.find("pp module", module)
   parsed = op_string.parse(pp)
   ops = []
   for place, op in enumerate(parsed):
@@ -72,26 +70,6 @@ def make_preprocess(
           raise ValueError(f"In {where}: {error}") from error
     return data
   return preprocess
-
-
-def _import_ops(module):
-  """Imports big_vision.pp.`module`, which registers its ops."""
-  full_name = f"{pp_package.__name__}.{module}"
-  try:
-    importlib.import_module(full_name)
-  except ModuleNotFoundError as error:
-    if not f"{full_name}.".startswith(f"{error.name}."):
-      raise  # The module exists; what it imports does not.
-    found = [
-        info.name.removeprefix(f"{pp_package.__name__}.")
-        for info in pkgutil.walk_packages(
-            pp_package.__path__, f"{pp_package.__name__}.")
-        if not info.ispkg]
-    existing = sorted(set(found) - {"builder", "registry"})
-    raise config_lib.ConfigError(
-        f"There is no module of ops {module!r}"
-        f"{config_lib.nearest(module, existing)}. There are {existing}."
-    ) from error
 
 
 def _make_op(op, where):

@@ -16,17 +16,18 @@ import jax
 from ml_collections import config_flags
 
 from big_vision import build as build_lib
-from big_vision import checkpoint
 from big_vision import config as config_lib
-from big_vision import finished
 from big_vision import input_pipeline
-from big_vision import launch
-from big_vision import metrics
-from big_vision import pictures
 from big_vision import sharding
 from big_vision import state as state_lib
-from big_vision import watchdog
-from big_vision.evaluators import common as evaluators
+from big_vision.evaluators import harness as evaluators
+from big_vision.run import checkpoints
+from big_vision.run import command_line
+from big_vision.run import launch
+from big_vision.run import metrics
+from big_vision.run import pictures
+from big_vision.run import pretrained
+from big_vision.run import watchdog
 
 
 def evaluate(config: config_lib.Config, workdir: str, *,
@@ -42,7 +43,7 @@ def evaluate(config: config_lib.Config, workdir: str, *,
   evals = build_lib.make_evaluators(config, built, workdir)
   directory = os.path.join(
       workdir, "checkpoints_best" if best else "checkpoints")
-  restored = checkpoint.Checkpoints(directory, read_only=True).restore(
+  restored = checkpoints.Checkpoints(directory, read_only=True).restore(
       built.shapes, step)
   if restored is None:
     raise config_lib.ConfigError(
@@ -76,10 +77,10 @@ def main(argv):
   with launch.exit_codes({
       config_lib.ConfigError: launch.EXIT_CONFIG,
       input_pipeline.DataError: launch.EXIT_DATA,
-      checkpoint.StorageError: launch.EXIT_STORAGE}):
+      checkpoints.StorageError: launch.EXIT_STORAGE}):
     launch.start_processes(
         args.coordinator_address, args.num_processes, args.process_id)
-    stored = finished.read_config(args.workdir)
+    stored = pretrained.read_config(args.workdir)
     if args.config is not None:
       given = config_lib.resolve(args.config)
       stored = config_lib.Config(
@@ -90,4 +91,4 @@ def main(argv):
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main, flags_parser=config_lib.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

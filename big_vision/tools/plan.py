@@ -37,17 +37,18 @@ import jax
 from ml_collections import config_flags
 
 from big_vision import build as build_lib
-from big_vision import chips
-from big_vision import compiled as compiled_lib
 from big_vision import config as config_lib
 from big_vision import input_pipeline
-from big_vision import launch
-from big_vision import metrics
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import tree
-from big_vision import watchdog
 from big_vision.datasets import tfds_source
+from big_vision.hardware import chips
+from big_vision.hardware import hlo as compiled_lib
+from big_vision.run import command_line
+from big_vision.run import launch
+from big_vision.run import metrics
+from big_vision.run import watchdog
 
 # Bytes per second that a host writes to storage, where none was measured.
 _STORAGE = 0.5e9
@@ -485,4 +486,4 @@ def main(argv):
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main, flags_parser=config_lib.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

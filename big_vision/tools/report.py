@@ -15,7 +15,8 @@ import statistics
 import sys
 
 from big_vision import config as config_lib
-from big_vision import metrics
+from big_vision.run import metrics
+from big_vision.run import workdir as workdir_lib
 
 _COLORS = ("#0b6bcb", "#d1490c", "#1a7f37", "#8250df", "#bf8700", "#cf222e",
            "#0a7ea4", "#57606a")
@@ -50,7 +51,7 @@ class Run:
 
   def __init__(self, workdir: str):
     self.name = os.path.normpath(workdir)
-    config = config_lib.load_workdir(workdir)
+    config = workdir_lib.load_config(workdir)
     if config is None:
       raise FileNotFoundError(
           f"{workdir} has no config.json: it is not the workdir of a run.")

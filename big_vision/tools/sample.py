@@ -23,16 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vision import build as build_lib
-from big_vision import checkpoint
 from big_vision import config as config_lib
-from big_vision import finished
 from big_vision import input_pipeline
-from big_vision import launch
 from big_vision import op_string
-from big_vision import pictures
 from big_vision import sharding
 from big_vision import state as state_lib
-from big_vision.evaluators import common
+from big_vision.evaluators import harness
+from big_vision.run import checkpoints
+from big_vision.run import command_line
+from big_vision.run import launch
+from big_vision.run import pictures
+from big_vision.run import pretrained
 
 
 def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
@@ -65,7 +66,7 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
     raise config_lib.ConfigError(
         f"--label={label}: the run's batches have no label.")
   directory = os.path.join(workdir, "checkpoints")
-  restored = checkpoint.Checkpoints(directory, read_only=True).restore(
+  restored = checkpoints.Checkpoints(directory, read_only=True).restore(
       built.shapes, step)
   if restored is None:
     raise config_lib.ConfigError(f"{directory} has no checkpoint.")
@@ -86,7 +87,7 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
   images = []
   with sharding.use(built.mesh, built.rules), built.data.start(
       0, built.batch_sharding) as batches:
-    predict = common.jit(predict, built.batch_sharding)
+    predict = harness.jit(predict, built.batch_sharding)
     for i in range(-(-num // built.info.batch_size)):
       batch = {**next(batches), "seed": np.int32(seed * 1_000_003 + i)}
       images.append(jax.device_get(
@@ -126,14 +127,14 @@ def main(argv):
   with launch.exit_codes({
       config_lib.ConfigError: launch.EXIT_CONFIG,
       input_pipeline.DataError: launch.EXIT_DATA,
-      checkpoint.StorageError: launch.EXIT_STORAGE}):
+      checkpoints.StorageError: launch.EXIT_STORAGE}):
     launch.start_processes(
         args.coordinator_address, args.num_processes, args.process_id)
-    config = finished.read_config(args.workdir)
+    config = pretrained.read_config(args.workdir)
     sample(config, args.workdir, pred=args.pred, num=args.num, seed=args.seed,
            label=args.label, step=args.step)
 
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main, flags_parser=config_lib.parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import optax
 
 from big_vision import config as config_lib
+from big_vision import durations
 from big_vision import losses
 from big_vision import mixing
+from big_vision import modules
 from big_vision import optim
 from big_vision import task as task_lib
 from big_vision import tree
-from big_vision.models import attention
-from big_vision.models import common
+from big_vision.layers import attention
+from big_vision.layers import common
 from big_vision.task import Info, Task
 
 
@@ -53,8 +55,7 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
     ConfigError: what the config names does not exist, or the batch does not
       have it in the form above; some of it when the step is traced.
   """
-  models = config_lib.import_by_name(
-      "big_vision.models", config.model_name, "model")
+  models = modules.find("model", config.model_name)
   model = config_lib.call(models.Model, config.get("model", {}),
                           "config.model", num_classes=config.num_classes)
   loss_fn = losses.get_loss(config.get("loss", "sigmoid_xent"))
@@ -89,7 +90,7 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   collections = tuple(variables_spec)
   # A forward pass reads random features; what else there is, it may change.
   mutable = [name for name in collections if name != attention.FEATURES]
-  redraw_steps = config_lib.duration(
+  redraw_steps = durations.get_steps(
       "redraw", config, batch_size=info.batch_size, data_size=info.data_size,
       total_steps=info.total_steps)
   if redraw_steps and attention.FEATURES not in collections:

@@ -4,13 +4,12 @@ import io
 import subprocess
 import sys
 
+from big_vision import config as config_lib
+from big_vision.datasets import core
 import numpy as np
 from PIL import Image
 import pytest
 import tensorflow as tf
-
-from big_vision import config as config_lib
-from big_vision.datasets import core
 
 
 class _Ragged(core.Source):
@@ -99,7 +98,7 @@ def test_slice_bounds_errors(start, stop, message):
 @pytest.mark.parametrize("name, kwargs, message", [
     ("bv:digitz", {}, r"'bv:digitz' \(did you mean 'bv:digits'\?\); there are "
      r"\['bv:addition', 'bv:copy', 'bv:digits', 'bv:folder', 'bv:jsonl', "
-     r"'bv:listops', 'bv:npz', 'bv:photographs', 'bv:pvr', 'bv:reverse'\]"),
+     r"'bv:listops', 'bv:npz', 'bv:photographs', 'bv:reverse'\]"),
     ("bv:digits", {"splitt": "train"}, r"splitt does not exist \(did you mean "
      r"'split'\?\)\. It accepts \['split'\]"),
     ("bv:digits", {}, r"lacks \['split'\]"),
@@ -113,7 +112,7 @@ def test_open_source_errors(name, kwargs, message):
 def test_modules_do_not_import_tensorflow():
   code = (
       "import sys; from big_vision.datasets import arrays, core, folder, "
-      "jsonl, listops, pvr, sequences, tfds_source; "
+      "jsonl, listops, sequences, tfds_source; "
       "from big_vision.tools import prepare_dataset; "
       "print([m for m in sys.modules if m.startswith('tensorflow')])")
   found = subprocess.run(

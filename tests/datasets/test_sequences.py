@@ -4,16 +4,16 @@ import collections
 import hashlib
 import itertools
 
-import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-import numpy as np
-import pytest
-import tensorflow as tf
-
 from big_vision import config as config_lib
 from big_vision import input_pipeline
 from big_vision.datasets import core
 from big_vision.datasets import sequences
+import jax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+import tensorflow as tf
 
 SPLITS = ("train", "validation", "test")
 
@@ -96,7 +96,7 @@ OPTIONS = {
     "bv:copy": dict(max_length=5), "bv:reverse": dict(max_length=5),
     "bv:addition": dict(max_digits=4),
     "bv:listops": dict(min_length=4, max_length=30),
-    "bv:pvr": dict(form="compositional", length=8),
+    "proj.pvr.problems": dict(form="compositional", length=8),
 }
 
 
@@ -105,7 +105,7 @@ OPTIONS = {
     ("bv:reverse", "1614c87212e24e91"),
     ("bv:addition", "99f0cde880dc20be"),
     ("bv:listops", "63cfd21d68acd488"),
-    ("bv:pvr", "99cda64afffef8c6")])
+    ("proj.pvr.problems", "99cda64afffef8c6")])
 def test_examples_are_the_same_everywhere_and_always(name, digest):
   """Whoever changes a generator changes what a seed stands for."""
   content = hashlib.sha256()

@@ -1,11 +1,11 @@
 """Data for evaluators without files: pipelines over arrays in memory."""
 
+from big_vision.evaluators import harness
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
-
-from big_vision.evaluators import common
 
 
 class ArrayPipeline:
@@ -57,7 +57,7 @@ def serve(monkeypatch, batch_sharding):
       if key not in opened:
         opened[key] = ArrayPipeline(named[key], batch_size, sharding)
       return opened[key]
-    monkeypatch.setattr(common, "open_data", open_data)
+    monkeypatch.setattr(harness, "open_data", open_data)
     return opened
   return serve_arrays
 

@@ -1,14 +1,14 @@
 import collections
 
-import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-import jax.numpy as jnp
-import numpy as np
-import pytest
-
 from big_vision import config as config_lib
 from big_vision.evaluators import by_difficulty
-from big_vision.evaluators import common
+from big_vision.evaluators import harness
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
 
 NUM = 53  # 3 * 16 + 5
 
@@ -163,13 +163,13 @@ def test_generated_data_from_the_config(batch_sharding):
     return jax.nn.one_hot(said, 12), {}
 
   data = dict(name="bv:addition", split="test", num_examples=45, max_digits=3)
-  evaluators = common.make_evaluators(
+  evaluators = harness.make_evaluators(
       config_lib.Config({"add": dict(
           type="by_difficulty", data=data,
           pp_fn="keep('tokens', 'labels', 'mask', 'difficulty')")}),
       {"predict": adds_without_carry}, batch_sharding=batch_sharding,
       batch_size=16)
-  metrics = common.run_all(evaluators, {})
+  metrics = harness.run_all(evaluators, {})
 
   from big_vision.datasets import core
   source = core.open_source(**data)

@@ -3,15 +3,14 @@ import subprocess
 import sys
 import types
 
-import jax.numpy as jnp
-import numpy as np
-import pytest
-
 import big_vision
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import task as task_lib
-from big_vision.evaluators import common
+from big_vision.evaluators import harness
+import jax.numpy as jnp
+import numpy as np
+import pytest
 
 ARRAYS = {
     "image": np.arange(1, 21, dtype=np.float32)[:, None],
@@ -36,7 +35,7 @@ def make(serve, batch_sharding, evals, predict_fns=None, **kw):
   serve({"x": ARRAYS})
   kw = dict(batch_size=8, total_steps=100, data_size=64, train_batch_size=16
             ) | kw
-  return common.make_evaluators(
+  return harness.make_evaluators(
       config_lib.Config(evals, "config.evals"), predict_fns or PREDICT_FNS,
       batch_sharding=batch_sharding, **kw)
 
@@ -117,14 +116,14 @@ def test_outside_of_training_schedules_mean_nothing(serve, batch_sharding):
 
 
 def test_no_evaluators(batch_sharding):
-  assert common.make_evaluators(
+  assert harness.make_evaluators(
       None, PREDICT_FNS, batch_sharding=batch_sharding, batch_size=8) == []
 
 
 @pytest.mark.parametrize("evals, message", [
-    ({"val": PP}, "config.evals.val.type.*'val'.*'classification'"),
+    ({"val": PP}, "config.evals.val.type: .*'val'.*'classification'"),
     ({"val": dict(PP, type="fewshot_lrs")}, "mean 'fewshot_lsr'"),
-    ({"common": PP}, "'common'.*no class Evaluator"),
+    ({"harness": PP}, "config.evals.harness.type.*not define 'Evaluator'"),
     ({"mean": dict(PP, pred="los")}, "config.evals.mean.pred.*mean 'loss'"),
     ({"mean": dict(PP, log_step=1)}, "config.evals.mean.log_step "),
     ({"classification": dict(PP, loss="softmax_xent")},
@@ -145,7 +144,7 @@ def test_all_keys_count_as_read(serve, batch_sharding):
   serve({"x": ARRAYS})
   evals = config_lib.Config({"val": dict(
       PP, type="classification", pred_kw={"scale": 2.}, log_steps=3)})
-  common.make_evaluators(
+  harness.make_evaluators(
       evals, PREDICT_FNS, batch_sharding=batch_sharding, batch_size=8)
   evals.check_all_read()
 
@@ -172,24 +171,25 @@ def test_open_data_shares_equal_pipelines_while_in_use(
       big_vision, "input_pipeline",
       types.SimpleNamespace(make_evaluation=make_evaluation), raising=False)
   data = config_lib.Config({"name": "x", "split": "test"})
-  first = common.open_data(data, "pp", 8, batch_sharding)
+  first = harness.open_data(data, "pp", 8, batch_sharding)
   assert made == [
       ({"name": "x", "split": "test"}, "pp", 8, batch_sharding, {})]
   assert type(made[0][0]) is dict and not data.unread()
-  again = common.open_data(
+  again = harness.open_data(
       {"split": "test", "name": "x"}, "pp", 8, batch_sharding)
   assert again is first and len(made) == 1
   others = [
-      common.open_data(dict(data, split="train"), "pp", 8, batch_sharding),
-      common.open_data(data, "other", 8, batch_sharding),
-      common.open_data(data, "pp", 16, batch_sharding),
-      common.open_data(data, "pp", 8, sharding.replicated(batch_sharding.mesh)),
-      common.open_data(data, "pp", 8, batch_sharding, ["ops_mine"])]
+      harness.open_data(dict(data, split="train"), "pp", 8, batch_sharding),
+      harness.open_data(data, "other", 8, batch_sharding),
+      harness.open_data(data, "pp", 16, batch_sharding),
+      harness.open_data(
+          data, "pp", 8, sharding.replicated(batch_sharding.mesh)),
+      harness.open_data(data, "pp", 8, batch_sharding, ["ops_mine"])]
   assert len({id(pipeline) for pipeline in [first, *others]}) == 6
   assert made[-1][-1] == {"pp_modules": ("ops_mine",)}
   del first, again
   gc.collect()
-  common.open_data(data, "pp", 8, batch_sharding)
+  harness.open_data(data, "pp", 8, batch_sharding)
   assert len(made) == 7
 
 
@@ -213,7 +213,7 @@ def test_collect_bounds_the_batches_in_flight():
   def measure(state, i):
     del state
     return {"x": Result(i)}, np.ones(2)
-  values = common.collect(measure, {}, batches(), num_in_flight=3)
+  values = harness.collect(measure, {}, batches(), num_in_flight=3)
   np.testing.assert_array_equal(values["x"], np.repeat(np.arange(20), 2))
   assert most == 3 and not live
 
@@ -221,7 +221,7 @@ def test_collect_bounds_the_batches_in_flight():
 def test_modules_import_no_tensorflow():
   code = (
       "import sys\n"
-      "from big_vision.evaluators import classification, common, fewshot_lsr\n"
+      "from big_vision.evaluators import classification, harness, fewshot_lsr\n"
       "from big_vision.evaluators import knn, mean\n"
       "assert not {'tensorflow', 'sklearn'} & set(sys.modules)\n")
   subprocess.run([sys.executable, "-c", code], check=True)
@@ -232,7 +232,7 @@ class _Counts:
 
   def __init__(self, batch_sharding):
     self.seen = 0
-    self._batches = common.open_data(  # 360 examples: 23 batches.
+    self._batches = harness.open_data(  # 360 examples: 23 batches.
         {"name": "bv:digits", "split": "test"}, "keep('label')", 16,
         batch_sharding)
 
@@ -245,11 +245,11 @@ class _Counts:
 
 def test_an_evaluation_can_be_ended_between_its_batches(batch_sharding):
   evaluator, calls = _Counts(batch_sharding), []
-  scheduled = [common.Scheduled("count", "", evaluator)]
-  assert common.run_all(scheduled, {}, check=lambda: calls.append(
+  scheduled = [harness.Scheduled("count", "", evaluator)]
+  assert harness.run_all(scheduled, {}, check=lambda: calls.append(
       evaluator.seen)) == {"seen": 23}
   assert calls == [0, 8, 16]
-  common.run_all(scheduled, {})
+  harness.run_all(scheduled, {})
   assert calls == [0, 8, 16], "Only who asks for it is called."
 
   evaluator.seen = 0
@@ -257,5 +257,5 @@ def test_an_evaluation_can_be_ended_between_its_batches(batch_sharding):
     if evaluator.seen:
       raise KeyboardInterrupt
   with pytest.raises(KeyboardInterrupt):
-    common.run_all(scheduled, {}, check=check)
+    harness.run_all(scheduled, {}, check=check)
   assert evaluator.seen == 8

@@ -7,18 +7,18 @@ import socket
 import subprocess
 import sys
 
+from big_vision import config as config_lib
+from big_vision import losses
+from big_vision import sharding
+from big_vision.evaluators import harness
+from big_vision.run import launch
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 from sklearn import linear_model
 from sklearn import neighbors
-
-from big_vision import config as config_lib
-from big_vision import launch
-from big_vision import losses
-from big_vision import sharding
-from big_vision.evaluators import common
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SCALE = "value_range(-1, 1, 0, 16)"
@@ -64,7 +64,7 @@ def evaluate():
       lambda x: jax.make_array_from_callback(
           x.shape, NamedSharding(mesh, P()), lambda i: np.float32(x)[i]),
       params)}
-  evaluators = common.make_evaluators(
+  evaluators = harness.make_evaluators(
       config_lib.Config(EVALS, "config.evals"),
       {"predict": predict, "loss": loss}, batch_size=64,
       batch_sharding=NamedSharding(mesh, P("data")))

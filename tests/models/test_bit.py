@@ -3,7 +3,6 @@
 import functools
 import math
 
-from benchmarks import peers
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import tree
@@ -15,7 +14,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.models import drawn
+from benchmarks import peers
+from tests import drawn
 
 FORMS = {"bit": bit, "bit_paper": bit_paper}
 # Everything that has a stride meets an even size at least once: there, "SAME"

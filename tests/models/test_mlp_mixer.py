@@ -2,7 +2,6 @@
 
 import math
 
-from benchmarks import peers
 from big_vision import config as config_lib
 from big_vision import losses
 from big_vision import sharding
@@ -16,7 +15,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.models import drawn
+from benchmarks import peers
+from tests import drawn
 
 # For images of drawn.IMAGE_SHAPE.
 TINY = dict(patch_size=(4, 2), width=8, depth=2, tokens_mlp_dim=5,

@@ -3,15 +3,15 @@
 import dataclasses
 import math
 
+from big_vision import weights
 from big_vision.models import text_transformer
-from big_vision.models import weights
 import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models import drawn
+from tests import drawn
 
 B, N, D, K, V = 3, 5, 8, 4, 11
 SIZES = dict(num_classes=K, vocab_size=V, width=D, depth=2, num_heads=2,

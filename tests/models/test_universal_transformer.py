@@ -7,8 +7,8 @@ import math
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import tree
-from big_vision.models import act
-from big_vision.models import common
+from big_vision.layers import act
+from big_vision.layers import common
 from big_vision.models import universal_transformer as ut
 import flax.errors
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models import drawn
+from tests import drawn
 
 # For images of drawn.IMAGE_SHAPE, and text of as many tokens.
 B, H, W, D, K, M, V = 3, 2, 3, 8, 5, 5, 11

@@ -5,9 +5,9 @@ import math
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import tree
-from big_vision.models import common
+from big_vision import weights
+from big_vision.layers import common
 from big_vision.models import vit
-from big_vision.models import weights
 import flax.errors
 import jax
 from jax import ad_checkpoint
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from tests.models import drawn
+from tests import drawn
 
 # For images of drawn.IMAGE_SHAPE.
 TINY = dict(patch_size=(4, 2), width=8, depth=2, num_heads=2, mlp_dim=12)

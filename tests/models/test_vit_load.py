@@ -6,8 +6,8 @@ import re
 import struct
 
 from big_vision import tree
+from big_vision import weights
 from big_vision.models import vit
-from big_vision.models import weights
 import jax
 import jax.numpy as jnp
 import ml_dtypes

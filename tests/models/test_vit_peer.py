@@ -1,13 +1,13 @@
 """The ViT against timm's, which reads our files by itself."""
 
-from benchmarks import peers
 from big_vision import tree
 from big_vision.models import vit
 import jax
 import numpy as np
 import pytest
 
-from tests.models import drawn
+from benchmarks import peers
+from tests import drawn
 
 pytestmark = pytest.mark.peer
 

@@ -4,14 +4,13 @@ import ast
 import io
 import pathlib
 
+from big_vision import config as config_lib
+from big_vision.pp import builder
+from big_vision.pp import registry
 import numpy as np
 from PIL import Image
 import pytest
 import tensorflow as tf
-
-from big_vision import config as config_lib
-from big_vision.pp import builder
-from big_vision.pp import registry
 
 SEED = np.array([3, 4], np.int32)
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
@@ -58,7 +57,7 @@ CASES = {
 def _own_ops():
   """Names of the ops that big_vision's own modules register."""
   builder.make_preprocess("")
-  modules = [f"big_vision.pp.{module}" for module in builder.MODULES]
+  modules = [f"big_vision.pp.{module}" for module in builder.DEFAULT_MODULES]
   return {
       name for name in registry.names()
       if registry.lookup(name).factory.__module__ in modules}
@@ -191,10 +190,27 @@ def test_build_needs_a_string_and_modules_that_exist(monkeypatch, tmp_path):
   assert "'ops_imag' (did you mean 'ops_image'?)" in str(error.value)
   assert "'builder'" not in str(error.value)
   # A module that exists, but imports one that does not.
-  (tmp_path / "ops_broken.py").write_text("import no_such_package")
-  monkeypatch.setattr(builder.pp_package, "__path__", [str(tmp_path)])
+  (tmp_path / "my_lab").mkdir()
+  (tmp_path / "my_lab" / "broken.py").write_text("import no_such_package")
+  monkeypatch.syspath_prepend(str(tmp_path))
   with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-    builder.make_preprocess("", modules=["ops_broken"])
+    builder.make_preprocess("", modules=["my_lab.broken"])
+
+
+def test_modules_add_their_ops_to_the_default_ones(monkeypatch, tmp_path):
+  (tmp_path / "ops_lab").mkdir()
+  (tmp_path / "ops_lab" / "brighten.py").write_text(
+      "from big_vision.pp import registry\n"
+      "@registry.register('brighten')\n"
+      "@registry.in_key_out_key()\n"
+      "def brighten(by):\n"
+      "  return lambda image: image + by\n")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  fn = builder.make_preprocess(
+      "copy('image', 'old')|brighten(2)", modules=["ops_lab.brighten"])
+  out = fn({"image": np.arange(3)})
+  np.testing.assert_array_equal(out["image"], [2, 3, 4])
+  np.testing.assert_array_equal(out["old"], [0, 1, 2])
 
 
 def test_random_op_needs_a_seed_and_a_good_one():

@@ -5,19 +5,17 @@ import re
 import subprocess
 import sys
 
-import jax
-import numpy as np
-import pytest
-
 from big_vision import build as build_lib
-from big_vision import compiled
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision.configs import vit_s16_i1k
 from big_vision.datasets import tfds_source
+from big_vision.hardware import hlo
 from big_vision.tools import plan as plan_lib
-
+import jax
+import numpy as np
+import pytest
 import tiny_config
 
 
@@ -70,7 +68,7 @@ def test_arithmetic_is_three_times_the_forward_pass(plan):
   built = plan.built
   def forward(state, batch):
     return built.task.predict_fns["predict"](state, batch)[0]
-  flops = compiled.count_flops(
+  flops = hlo.count_flops(
       jax.make_jaxpr(forward)(built.shapes, dict(built.info.batch_spec)))
   of_patches = 2 * 16 * (2 * 2) * (4 * 4 * 1) * 16  # b, n, inputs, width.
   assert plan.flops == 3 * flops - of_patches

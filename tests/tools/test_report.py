@@ -4,6 +4,7 @@ import html.parser
 import json
 
 from big_vision import config as config_lib
+from big_vision.run import workdir as workdir_lib
 from big_vision.tools import report
 import pytest
 
@@ -26,7 +27,7 @@ class _Parser(html.parser.HTMLParser):
 def _workdir(root, name, config, rows, predictions=None):
   path = root / name
   path.mkdir()
-  config_lib.store_in_workdir(str(path), config_lib.Config(config))
+  workdir_lib.store_config(str(path), config_lib.Config(config))
   (path / "metrics.jsonl").write_text(
       "".join(json.dumps(row) + "\n" for row in rows))
   if predictions:

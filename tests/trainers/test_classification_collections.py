@@ -3,11 +3,11 @@
 import sys
 import types
 
-from big_vision import checkpoint
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import tree
+from big_vision.run import checkpoints
 from big_vision.task import Info
 from big_vision.trainers import classification
 import flax.linen as nn
@@ -136,11 +136,11 @@ def test_a_resumed_run_has_the_same_features_and_ends_the_same(tmp_path):
   wanted = whole.steps(5)
   first = Run(config)
   first.steps(3)
-  with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
-    checkpoints.save(3, first.state, {})
+  with checkpoints.Checkpoints(str(tmp_path)) as saver:
+    saver.save(3, first.state, {})
   second = Run(config)
-  with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
-    _, second.state, _ = checkpoints.restore(second.shapes)
+  with checkpoints.Checkpoints(str(tmp_path)) as saver:
+    _, second.state, _ = saver.restore(second.shapes)
   assert not _differ(jax.device_get(second.state), wanted[2])
   assert not _differ(second.steps(2)[-1], wanted[-1])
 

@@ -1,0 +1,184 @@
+"""The LLFF format: photographs with cameras from structure-from-motion.
+
+  FOLDER/poses_bounds.npy
+  FOLDER/images/*.jpg, and images_8/*.png if they were made smaller before
+
+A row of poses_bounds.npy has 17 numbers: a 3 x 5 matrix, [R | o | (height,
+width, focal)], whose rotation has the axes (down, right, backward), and the
+nearest and farthest distance that the camera sees.
+
+Source: Fusion/LLFF and bmild/nerf `load_llff.py`.
+"""
+
+import os
+
+import numpy as np
+
+from big_vision import config as config_lib
+from big_vision.datasets import core
+from big_vision.proj.nerf import cameras
+from big_vision.proj.nerf import scenes
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Scenes are scaled so that the nearest point is at 1 / 0.75: the near plane of
+# NDC, at 1, then cuts nothing off.
+_BOUND_SCALE = 0.75
+
+
+def open_source(
+    path: str, split: str, factor: int = 8, hold_out: int = 8,
+    spherify: bool = False, ndc: bool = True, pixel_center: bool = False
+) -> scenes.Scene:
+  """A scene in the LLFF format.
+
+  Args:
+    path: its folder.
+    split: "test" is every `hold_out`-th image, from the first one; "train" the
+      others.
+    factor: by which images are made smaller; those of images_{factor} are used
+      if they are there.
+    hold_out: see split.
+    spherify: for cameras all around a thing: puts it into the middle, and the
+      cameras about a unit sphere. Otherwise the mean camera is the world's.
+    ndc: whether rays will be used in normalized device coordinates, where the
+      scene is between 0 and 1; must be said to the trainer too.
+    pixel_center: see `cameras.Camera`.
+
+  Raises:
+    ConfigError: no such folder or split, `ndc` of cameras all around.
+    DataError: poses_bounds.npy is damaged, or does not belong to the images.
+  """
+  scenes.check_factor(factor)
+  if split not in ("train", "test"):
+    raise config_lib.ConfigError(
+        f"LLFF has no split {split!r}; it has 'train' and 'test'.")
+  if not isinstance(hold_out, int) or hold_out < 2:
+    raise config_lib.ConfigError(
+        f"hold_out={hold_out!r}; every so-manieth image is held out, at least "
+        "every second.")
+  if spherify and ndc:
+    raise config_lib.ConfigError(
+        "ndc=True is for cameras that all look forward, spherify=True for "
+        "cameras all around; set one of them.")
+  images, stored = _find_images(path, factor)
+  poses, (height, width, focal), bounds = _read(path, len(images))
+  scale = 1 / (bounds.min() * _BOUND_SCALE)
+  poses[:, :, 3] *= scale
+  bounds = bounds * scale
+  if spherify:
+    # Not recentered first, as the published code does: that only turns the
+    # result about z, and cameras on a whole ring have no mean.
+    poses, radius_scale = spherify_poses(poses)
+    bounds = bounds * radius_scale
+  else:
+    poses = recenter(poses)
+  # As published: between 0.9 times the nearest and 5 times the farthest.
+  focus = 1 / (0.25 / (0.9 * bounds.min()) + 0.75 / (5 * bounds.max()))
+  near, far = (0.0, 1.0) if ndc else (0.9 * bounds.min(), bounds.max())
+  h, w = scenes.image_size(images[0])
+  if stored == factor:  # Made smaller before; sizes may have been rounded.
+    h, w, left = h, w, 1
+  else:
+    h, w, left = h // factor, w // factor, factor
+  if not (abs(h - height / factor) < 1 and abs(w - width / factor) < 1):
+    raise core.DataError(
+        f"{images[0]} makes images of {h} x {w} at factor={factor}; "
+        f"{os.path.join(path, 'poses_bounds.npy')} has cameras of "
+        f"{height:g} x {width:g}, divided by it {height / factor:g} x "
+        f"{width / factor:g}.")
+  camera = cameras.Camera(h, w, focal / factor, pixel_center)
+  chosen = [i for i in range(len(images))
+            if (i % hold_out == 0) == (split == "test")]
+  return scenes.Scene(
+      camera, poses[chosen], [images[i] for i in chosen], near=near, far=far,
+      focus=focus, background=0.0, factor=left)
+
+
+def _find_images(path: str, factor: int) -> tuple[list[str], int]:
+  """(files in their order, by what factor they were made smaller before)."""
+  for folder, stored in ((f"images_{factor}", factor), ("images", 1)):
+    folder = os.path.join(path, folder)
+    if os.path.isdir(folder):
+      files = [os.path.join(folder, name) for name in sorted(os.listdir(folder))
+               if name.lower().endswith(_SUFFIXES)]
+      if not files:
+        raise core.DataError(f"{folder} has no images {_SUFFIXES}.")
+      return files, stored
+  raise config_lib.ConfigError(
+      f"{path} has neither a folder images_{factor} nor images. A scene in the "
+      "LLFF format has poses_bounds.npy and images.")
+
+
+def _read(path: str, num_images: int):
+  """(poses float64[n, 3, 4] in our axes, (h, w, focal), bounds [n, 2])."""
+  fname = os.path.join(path, "poses_bounds.npy")
+  try:
+    rows = np.asarray(np.load(fname, allow_pickle=False), np.float64)
+  except (OSError, ValueError, EOFError) as error:
+    raise core.DataError(f"{fname} cannot be read: {error}") from error
+  if rows.ndim != 2 or rows.shape[1] != 17:
+    raise core.DataError(
+        f"{fname} is an array of shape {rows.shape}; LLFF has [images, 17].")
+  if len(rows) != num_images:
+    raise core.DataError(
+        f"{fname} has {len(rows)} cameras, but there are {num_images} images "
+        f"in {path}.")
+  bounds = rows[:, 15:]
+  if not np.all(np.isfinite(rows)) or not np.all(
+      (0 < bounds[:, 0]) & (bounds[:, 0] < bounds[:, 1])):
+    raise core.DataError(
+        f"{fname}: the nearest and farthest distances of each camera must be "
+        "positive, finite and ascending.")
+  matrices = rows[:, :15].reshape(-1, 3, 5)
+  sizes = matrices[:, :, 4]
+  if np.abs(sizes - sizes[0]).max() > 1e-3 * sizes[0].max():
+    raise core.DataError(
+        f"{fname}: all cameras must have one size and focal length; there are "
+        f"{np.unique(sizes.round(3), axis=0).tolist()}.")
+  down, right, backward, position = np.moveaxis(matrices[:, :, :4], 2, 0)
+  poses = np.stack([right, -down, backward, position], axis=2)
+  return poses, tuple(sizes[0]), bounds
+
+
+def recenter(poses: np.ndarray) -> np.ndarray:
+  """Poses float64[n, 3, 4] in coordinates of their mean camera."""
+  mean = _square(cameras.average(poses)[None])[0]
+  return (np.linalg.inv(mean) @ _square(poses))[:, :3]
+
+
+def spherify_poses(poses: np.ndarray) -> tuple[np.ndarray, float]:
+  """Cameras all around a thing: it in the middle, they on a unit sphere.
+
+  The middle is the point nearest to all optical axes; up, z, is the mean way
+  from it to the cameras.
+
+  Args:
+    poses: float64[n, 3, 4].
+
+  Returns:
+    poses: float64[n, 3, 4], root mean square distance from the origin 1.
+    scale: what distances were multiplied by.
+
+  Source: bmild/nerf `spherify_poses`.
+  """
+  axes, positions = poses[:, :, 2], poses[:, :, 3]
+  # Of what is orthogonal to the axis: sum of P (x - o) = 0.
+  projections = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+  middle = np.linalg.solve(
+      projections.sum(0), (projections @ positions[:, :, None]).sum(0)[:, 0])
+  up = (positions - middle).mean(axis=0)
+  up /= np.linalg.norm(up)
+  # Any two axes that are orthogonal to up; the published ones.
+  x = np.cross([0.1, 0.2, 0.3], up)
+  x /= np.linalg.norm(x)
+  frame = np.stack([x, np.cross(up, x), up, middle], axis=1)
+  poses = (np.linalg.inv(_square(frame[None])) @ _square(poses))[:, :3]
+  scale = 1 / np.sqrt((poses[:, :, 3] ** 2).sum(axis=1).mean())
+  poses[:, :, 3] *= scale
+  return poses, scale
+
+
+def _square(poses: np.ndarray) -> np.ndarray:
+  """[n, 4, 4] of [n, 3, 4]."""
+  last = np.broadcast_to([0., 0, 0, 1], (len(poses), 1, 4))
+  return np.concatenate([poses, last], axis=1)

@@ -1,0 +1,93 @@
+"""NeRF's network: from a place and a direction to density and colour.
+
+Source: arXiv:2003.08934, section 5.1 and figure 7; where the published code
+(bmild/nerf, JaxNeRF) differs, the defaults are the code's: no pi in the
+encoding, the place itself kept beside it, one layer of 128 in the branch of
+colour, and the place joined in again after the fifth layer.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from big_vision.layers import common
+
+
+def encode(x, num_frequencies: int, *, include_input: bool = True,
+           use_pi: bool = False):
+  """Sines and cosines of x at frequencies 1, 2, 4, ... (times pi).
+
+  Args:
+    x: float32[..., 3].
+    num_frequencies: L of Eq. 4.
+    include_input: put x itself before them, as the code does.
+    use_pi: frequencies are 2**k pi, as in the paper; 2**k in the code.
+
+  Returns:
+    float32[..., 3 * (2 * L + include_input)]: x, sin x, cos x, sin 2x, ...
+
+  Source: arXiv:2003.08934, Eq. 4.
+  """
+  parts = [x] if include_input else []
+  for k in range(num_frequencies):
+    angle = x * (2.0 ** k * (jnp.pi if use_pi else 1.0))
+    parts += [jnp.sin(angle), jnp.cos(angle)]
+  return jnp.concatenate(parts, axis=-1)
+
+
+class Model(nn.Module):
+  """A radiance field: see `__call__`.
+
+  Attributes:
+    width, depth: of the trunk.
+    skip: the encoded place is joined in after the layer of this index, unless
+      that is the last one.
+    colour_width: of the layer before colour.
+    point_frequencies, direction_frequencies: of `encode`.
+    include_input, use_pi: see `encode`.
+    dtype_mm: dtype of matrix products and activations; the encoding, density
+      and colour are float32.
+  """
+  width: int = 256
+  depth: int = 8
+  skip: int = 4
+  colour_width: int = 128
+  point_frequencies: int = 10
+  direction_frequencies: int = 4
+  include_input: bool = True
+  use_pi: bool = False
+  dtype_mm: str = "float32"
+
+  @nn.compact
+  def __call__(self, points, directions, noise=0.0):
+    """Density and colour at points that are seen from a direction.
+
+    Args:
+      points: float32[..., 3].
+      directions: float32[..., 3], of length 1.
+      noise: float32[...] or a number, added to density before its ReLU.
+
+    Returns:
+      density: float32[...], per unit of length, not negative.
+      rgb: float32[..., 3] in [0, 1].
+    """
+    dtype = common.compute_dtype(self.dtype_mm)
+
+    def dense(width, name):
+      return nn.Dense(
+          width, dtype=dtype, kernel_init=nn.initializers.glorot_uniform(),
+          name=name)
+
+    kw = dict(include_input=self.include_input, use_pi=self.use_pi)
+    place = encode(points, self.point_frequencies, **kw).astype(dtype)
+    way = encode(directions, self.direction_frequencies, **kw).astype(dtype)
+    x = place
+    for i in range(self.depth):
+      x = nn.relu(dense(self.width, f"layer{i}")(x))
+      if i == self.skip and i < self.depth - 1:
+        x = jnp.concatenate([place, x], axis=-1)
+    raw = dense(1, "density")(x)[..., 0].astype(jnp.float32)
+    x = dense(self.width, "bottleneck")(x)
+    x = jnp.concatenate([x, way], axis=-1)
+    x = nn.relu(dense(self.colour_width, "colour_hidden")(x))
+    rgb = nn.sigmoid(dense(3, "colour")(x).astype(jnp.float32))
+    return nn.relu(raw + noise), rgb

@@ -1,0 +1,222 @@
+"""Volume rendering: where to look along rays, and what is seen. Pure functions.
+
+Dimensions: b rays, n samples along each. A ray is origin + t * direction, and
+directions have any length: distances in the world are t * |direction|.
+
+Source: arXiv:2003.08934, sections 4 and 5.2, appendix C; bmild/nerf.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from big_vision.layers import common
+
+# Behind the last sample, space goes on for ever with its density.
+INFINITE = 1e10
+
+
+class Options(NamedTuple):
+  """How to render; `near`, `far`, `background` and `ndc` belong to a scene.
+
+  Attributes:
+    near, far: of t, where samples are.
+    background: grey value in [0, 1] behind everything.
+    num_coarse: samples of the coarse field, evenly spread.
+    num_fine: samples more of the fine field, where the coarse one saw
+      something; with 0 there is no fine field.
+    noise_std: of Gaussian noise on raw density, in training only.
+    last_interval: "infinite", as published: behind the last sample its density
+      goes on for ever, so that any density there is opaque. Or "far": it ends
+      at `far`.
+    ndc: None, or (height, width, focal) of the cameras: space is rendered in
+      normalized device coordinates, for scenes that all cameras look into.
+  """
+  near: float
+  far: float
+  background: float
+  num_coarse: int = 64
+  num_fine: int = 128
+  noise_std: float = 0.0
+  last_interval: str = "infinite"
+  ndc: tuple[int, int, float] | None = None
+
+
+def check(options: Options):
+  """Raises ValueError for what cannot be rendered."""
+  common.check_choice(
+      "last_interval", options.last_interval, ("infinite", "far"))
+  # Importance sampling takes the intervals between midpoints of samples.
+  if options.num_coarse < 3 or options.num_fine < 0 or options.noise_std < 0:
+    raise ValueError(
+        f"num_coarse={options.num_coarse} must be 3 or more, num_fine="
+        f"{options.num_fine} and noise_std={options.noise_std} 0 or more.")
+
+
+def render(
+    fields: Mapping[str, Callable], rays: Mapping[str, Any], options: Options,
+    rng=None) -> dict[str, dict[str, Any]]:
+  """What each field sees along rays.
+
+  Args:
+    fields: {"coarse": f, "fine": f}, or the first of them alone; each is
+      (points [b, n, 3], directions [b, n, 3], noise) -> (density, rgb), see
+      `mlp.Model`.
+    rays: {"origin": float32[b, 3], "direction": float32[b, 3]}, world.
+    options: see its class.
+    rng: of jitter and noise, for training; without it, samples are the middles
+      of their bins and the result is a function of its arguments.
+
+  Returns:
+    {field's name: what `composite` returns, with "distance" in world units
+    (with ndc: in those of ndc)}.
+  """
+  keys = [None] * 4 if rng is None else jax.random.split(rng, 4)
+  viewed = normalize(rays["direction"])
+  origin, direction = rays["origin"], rays["direction"]
+  if options.ndc is not None:
+    origin, direction = to_ndc(origin, direction, *options.ndc)
+
+  def look(name, t, rng_noise):
+    points = origin[:, None] + t[..., None] * direction[:, None]
+    noise = 0.0
+    if rng_noise is not None and options.noise_std:
+      noise = options.noise_std * jax.random.normal(rng_noise, t.shape)
+    density, rgb = fields[name](
+        points, jnp.broadcast_to(viewed[:, None], points.shape), noise)
+    return composite(
+        density, rgb, t, jnp.linalg.norm(direction, axis=-1),
+        far=options.far if options.last_interval == "far" else None,
+        background=options.background)
+
+  t = stratified(
+      keys[0], len(origin), options.num_coarse, options.near, options.far)
+  seen = {"coarse": look("coarse", t, keys[1])}
+  if options.num_fine:
+    more = importance(keys[2], t, seen["coarse"]["weights"], options.num_fine)
+    t = jnp.sort(jnp.concatenate([t, more], axis=-1), axis=-1)
+    seen["fine"] = look("fine", t, keys[3])
+  return seen
+
+
+def stratified(rng, num_rays: int, num: int, near: float, far: float):
+  """One sample in each of `num` bins between near and far, Eq. 2.
+
+  Args:
+    rng: each ray and bin draws its own place; None for the middles.
+    num_rays, num: shape of the result.
+    near, far: of t.
+
+  Returns:
+    float32[num_rays, num], ascending along a ray.
+  """
+  shape = (num_rays, num)
+  within = jnp.full(shape, 0.5) if rng is None else (
+      jax.random.uniform(rng, shape))
+  return near + (far - near) / num * (jnp.arange(num) + within)
+
+
+def importance(rng, t, weights, num: int):
+  """Samples from where the weights are, section 5.2.
+
+  The density is constant between the midpoints of samples, so the first and
+  the last weight, which have a midpoint on one side only, have no part in it.
+  No gradient flows through it.
+
+  Args:
+    rng: of the samples; None for evenly spaced quantiles.
+    t: float32[b, n], ascending.
+    weights: float32[b, n], not negative.
+    num: samples of each ray.
+
+  Returns:
+    float32[b, num], in no order.
+  """
+  t, weights = jax.lax.stop_gradient((t, weights))
+  edges = 0.5 * (t[:, 1:] + t[:, :-1])  # n - 1 edges of n - 2 intervals.
+  pdf = weights[:, 1:-1] + 1e-5  # Where nothing was seen: evenly.
+  cdf = jnp.cumsum(pdf / pdf.sum(axis=-1, keepdims=True), axis=-1)
+  cdf = jnp.concatenate(
+      [jnp.zeros_like(cdf[:, :1]), cdf[:, :-1], jnp.ones_like(cdf[:, :1])], -1)
+  shape = (len(t), num)
+  u = (jnp.broadcast_to((jnp.arange(num) + 0.5) / num, shape) if rng is None
+       else jax.random.uniform(rng, shape))
+  right = jax.vmap(
+      lambda edges, x: jnp.searchsorted(edges, x, side="right"))(cdf, u)
+  right = jnp.clip(right, 1, cdf.shape[-1] - 1)
+  pick = lambda x, i: jnp.take_along_axis(x, i, axis=-1)
+  low, high = pick(cdf, right - 1), pick(cdf, right)
+  share = (u - low) / jnp.maximum(high - low, 1e-10)
+  start, end = pick(edges, right - 1), pick(edges, right)
+  return start + jnp.clip(share, 0.0, 1.0) * (end - start)
+
+
+def composite(density, rgb, t, length, *, far: float | None, background: float):
+  """Colour and distance seen along rays, Eq. 3.
+
+  Density and colour of a sample hold from it to the next one.
+
+  Args:
+    density: float32[b, n], per unit of length, not negative.
+    rgb: float32[b, n, 3] in [0, 1].
+    t: float32[b, n], ascending.
+    length: float32[b], of the rays' directions.
+    far: where the last sample's density ends; None for never.
+    background: grey value of what is seen where nothing was in the way.
+
+  Returns:
+    A dict of "rgb", float32[b, 3] in [0, 1]; "weights", float32[b, n], the
+    share of light that each sample sends; "opacity", float32[b], their sum;
+    "distance", float32[b], the mean of t * length with these weights, 0 where
+    all of them are 0.
+  """
+  last = (jnp.full_like(t[:, :1], INFINITE) if far is None
+          else jnp.maximum(far - t[:, -1:], 0.0))
+  delta = jnp.concatenate([t[:, 1:] - t[:, :-1], last], -1) * length[:, None]
+  depth = density * delta
+  # Exclusive: nothing is in the way of the first sample.
+  before = jnp.cumsum(depth[:, :-1], axis=-1)
+  before = jnp.concatenate([jnp.zeros_like(depth[:, :1]), before], axis=-1)
+  weights = -jnp.expm1(-depth) * jnp.exp(-before)
+  opacity = weights.sum(axis=-1)
+  colour = (weights[..., None] * rgb).sum(axis=-2)
+  distance = (weights * t).sum(axis=-1) * length
+  return {
+      "rgb": colour + background * (1 - opacity)[:, None],
+      "weights": weights, "opacity": opacity,
+      "distance": distance / jnp.maximum(opacity, 1e-10)}
+
+
+def to_ndc(
+    origin, direction, height: int, width: int, focal: float,
+    near: float = 1.0):
+  """Rays in normalized device coordinates, for cameras that look along -z.
+
+  The plane z = -near is at t = 0 and infinity at t = 1.
+
+  Args:
+    origin, direction: float32[b, 3], in the coordinates of the mean camera.
+    height, width, focal: of the cameras, pixels.
+    near: distance of the near plane.
+
+  Returns:
+    origin, direction: float32[b, 3].
+
+  Source: arXiv:2003.08934, appendix C, Eq. 25 and 26.
+  """
+  # To the near plane first, so that t begins there.
+  t = -(near + origin[:, 2:]) / direction[:, 2:]
+  origin = origin + t * direction
+  (ox, oy, oz), (dx, dy, dz) = origin.T, direction.T
+  sx, sy = 2 * focal / width, 2 * focal / height
+  return (
+      jnp.stack([-sx * ox / oz, -sy * oy / oz, 1 + 2 * near / oz], axis=-1),
+      jnp.stack([-sx * (dx / dz - ox / oz), -sy * (dy / dz - oy / oz),
+                 -2 * near / oz], axis=-1))
+
+
+def normalize(x):
+  """float32[..., 3] of length 1; the input must not be 0."""
+  return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

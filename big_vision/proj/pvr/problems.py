@@ -1,0 +1,232 @@
+"""Pointer value retrieval, generated: values among which a pointer chooses.
+
+Splits, seeds and reproducibility are those of `sequences.GeneratedSource`.
+
+Vocabulary of the forms that have tokens: 0 would be padding, of which there is
+none; the number v is the token v + 1.
+"""
+
+import numpy as np
+
+from big_vision import config as config_lib
+from big_vision.datasets import arrays
+from big_vision.datasets import core
+from big_vision.datasets import sequences
+
+_NAME = "proj.pvr.problems"
+_DIGITS = 10
+# Which place of a 2 x 2 block, row by row, the digit at place 0 points to.
+_PLACE = (1, 1, 1, 1, 2, 2, 2, 3, 3, 3)
+
+
+def open_source(
+    split: str, num_examples: int, form: str = "vector", seed: int = 0,
+    **options) -> core.Source:
+  """Pointer value retrieval in one of its forms.
+
+  Args:
+    split: "train", "validation" or "test"; the images have no "validation".
+    num_examples: how many.
+    form: "vector", "compositional" or "image"; see the functions of these
+      names.
+    seed: see `sequences.GeneratedSource`.
+    **options: of the form.
+
+  Raises:
+    ConfigError: there is no such form, the form does not have an option, or it
+      is out of its range.
+  """
+  if form not in _FORMS:
+    raise config_lib.ConfigError(
+        f"{_NAME} has no form {form!r}{config_lib.nearest(form, _FORMS)}; it "
+        f"has {sorted(_FORMS)}.")
+  return config_lib.call(
+      _FORMS[form], options, f"data(name={_NAME!r}, form={form!r})",
+      split=split, num_examples=num_examples, seed=seed)
+
+
+def vector(
+    split: str, num_examples: int, seed: int, window: int = 1,
+    aggregate: str = "mod_sum") -> core.Source:
+  """A pointer p and ten values; the label is made of those from value p on.
+
+  All eleven are uniform digits. With a window of one, the label is value p.
+
+  Examples have
+    "tokens": int32[11], p + 1 and then the values + 1, in 1..10.
+    "mask": float32[11], ones.
+    "label": int32[], in 0..9.
+    "difficulty": int32[], the window.
+
+  Args:
+    split: "train", "validation" or "test".
+    num_examples: how many.
+    seed: see `sequences.GeneratedSource`.
+    window: how many values, in [1, 10]; after the last comes the first.
+    aggregate: what is made of them: "mod_sum" (their sum modulo 10), "min",
+      "max", "median" (rounded down) or "majority" (the most frequent, of
+      several the smallest).
+
+  Raises:
+    ConfigError: an option out of its range.
+
+  Source: arXiv:2107.12580, section 3. That the window goes on at the first
+    value, and how ties are broken, is our choice.
+  """
+  return _Vector(split, num_examples, seed, window, aggregate)
+
+
+def compositional(
+    split: str, num_examples: int, seed: int, length: int = 16,
+    min_hops: int = 1, max_hops: int = 4) -> core.Source:
+  """A chain of pointers, to be followed until one does not point ahead.
+
+  Begin at place p = 0. While the number there is larger than p, go to the place
+  that it names. The number at which this ends is the label.
+
+  An example with h hops has h distinct places among 1..length - 1, uniformly
+  drawn, in ascending order; the last number is uniform among those that do not
+  point ahead of it, and what the chain does not visit is uniform in
+  0..length - 1.
+
+  Examples have
+    "tokens": int32[length], the numbers + 1, in 1..length.
+    "mask": float32[length], ones.
+    "label": int32[], in 0..length - 1; small ones are more frequent.
+    "difficulty": int32[], h.
+
+  Args:
+    split: "train", "validation" or "test".
+    num_examples: how many.
+    seed: see `sequences.GeneratedSource`.
+    length: how many numbers, at least 2.
+    min_hops: lowest h, at least 1.
+    max_hops: highest h, at most length - 1; all are equally frequent.
+
+  Raises:
+    ConfigError: an option out of its range.
+
+  Source: conditional PVR of arXiv:2310.08866.
+  """
+  return _Compositional(split, num_examples, seed, length, min_hops, max_hops)
+
+
+def image(split: str, num_examples: int, seed: int) -> core.Source:
+  """Four handwritten digits in a square; the first points to another.
+
+  The digit at the top left points to the top right if it is 0 to 3, to the
+  bottom left if it is 4 to 6, and to the bottom right if it is 7 to 9. The
+  label is the digit there.
+
+  Examples have
+    "image": uint8[16, 16, 1], in 0..16 (16 is white), 8 x 8 for each digit.
+    "label": int32[], in 0..9.
+    "difficulty": int32[], 1: the hops.
+
+  Args:
+    split: "train" or "test"; the digits are those of the same split of
+      "bv:digits", which is what keeps the splits disjoint here.
+    num_examples: how many.
+    seed: see `sequences.GeneratedSource`.
+
+  Raises:
+    ConfigError: there is no such split.
+
+  Source: visual PVR of arXiv:2107.12580, with scikit-learn's digits.
+  """
+  return _Image(split, num_examples, seed)
+
+
+class _Vector(sequences.GeneratedSource):
+  """The source of `vector`."""
+
+  def __init__(self, split, num_examples, seed, window, aggregate):
+    sequences.check_int(_NAME, "window", window, 1, _DIGITS)
+    if aggregate not in _AGGREGATES:
+      raise config_lib.ConfigError(
+          f"proj.pvr.problems: aggregate is {aggregate!r}"
+          f"{config_lib.nearest(aggregate, _AGGREGATES)}; there are "
+          f"{sorted(_AGGREGATES)}.")
+    self._aggregate = _AGGREGATES[aggregate]
+    super().__init__(
+        _NAME, split, num_examples, seed, [window], num_classes=_DIGITS)
+
+  def draw(self, rng, difficulty):
+    return rng.randint(0, _DIGITS, 1 + _DIGITS, np.int64)
+
+  def solve(self, problem, difficulty):
+    pointer, values = problem[0], problem[1:]
+    chosen = np.roll(values, -pointer)[:difficulty]
+    return _with_tokens(problem, self._aggregate(chosen), difficulty)
+
+
+class _Compositional(sequences.GeneratedSource):
+  """The source of `compositional`."""
+
+  def __init__(self, split, num_examples, seed, length, min_hops, max_hops):
+    sequences.check_int(_NAME, "length", length, 2)
+    sequences.check_int(_NAME, "max_hops", max_hops, 1, length - 1)
+    sequences.check_int(_NAME, "min_hops", min_hops, 1, max_hops)
+    self._length = length
+    super().__init__(_NAME, split, num_examples, seed,
+                     range(min_hops, max_hops + 1), num_classes=length)
+
+  def draw(self, rng, difficulty):
+    numbers = rng.randint(0, self._length, self._length, np.int64)
+    visited = np.sort(1 + rng.permutation(self._length - 1)[:difficulty])
+    numbers[0] = visited[0]
+    numbers[visited[:-1]] = visited[1:]
+    numbers[visited[-1]] = rng.randint(0, visited[-1] + 1, dtype=np.int64)
+    return numbers
+
+  def solve(self, problem, difficulty):
+    place = 0
+    while problem[place] > place:
+      place = problem[place]
+    return _with_tokens(problem, problem[place], difficulty)
+
+
+class _Image(sequences.GeneratedSource):
+  """The source of `image`."""
+
+  splits = ("train", "test")
+
+  def __init__(self, split, num_examples, seed):
+    if split in self.splits:
+      digits = arrays.digits(split)
+      # Its rows are in memory: all of them can be gathered at once.
+      rows = digits.read(np.arange(len(digits)))
+      self._images, self._labels = rows["image"].numpy(), rows["label"].numpy()
+    super().__init__(
+        _NAME, split, num_examples, seed, [1], num_classes=_DIGITS)
+
+  def draw(self, rng, difficulty):
+    return rng.randint(0, len(self._labels), 4, np.int64)
+
+  def belongs(self, problem):
+    return True  # No image is in both splits.
+
+  def solve(self, problem, difficulty):
+    top_left, top_right, bottom_left, bottom_right = self._images[problem]
+    block = np.concatenate([
+        np.concatenate([top_left, top_right], axis=1),
+        np.concatenate([bottom_left, bottom_right], axis=1)], axis=0)
+    labels = self._labels[problem]
+    return {"image": block, "label": np.int32(labels[_PLACE[labels[0]]]),
+            "difficulty": np.int32(difficulty)}
+
+
+def _with_tokens(problem, label, difficulty):
+  return {"tokens": (problem + 1).astype(np.int32),
+          "mask": np.ones(len(problem), np.float32),
+          "label": np.int32(label), "difficulty": np.int32(difficulty)}
+
+
+_AGGREGATES = {
+    "mod_sum": lambda values: values.sum() % 10,
+    "min": np.min,
+    "max": np.max,
+    "median": lambda values: int(np.median(values)),
+    "majority": lambda values: np.bincount(values).argmax(),
+}
+_FORMS = {"vector": vector, "compositional": compositional, "image": image}

@@ -1,0 +1,324 @@
+"""Cameras and the two formats of scenes; N10, N11: see test_rendering.py."""
+
+import json
+
+from big_vision import config as config_lib
+from big_vision.datasets import core
+from big_vision.proj.nerf import blender
+from big_vision.proj.nerf import cameras
+from big_vision.proj.nerf import llff
+from big_vision.proj.nerf import scenes
+from big_vision.tools import make_scene
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests.proj.nerf import llff_files
+
+
+def _project(camera, pose, point):
+  """(column, row) of a point, by hand: OpenGL's axes, pixels from 0."""
+  x, y, z = pose[:, :3].T @ (point - pose[:, 3])
+  return (camera.width / 2 + camera.focal * x / -z,
+          camera.height / 2 - camera.focal * y / -z)
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_n10_the_ray_of_a_pixel_goes_through_what_is_seen_there(center):
+  camera = cameras.Camera(6, 10, 9.0, center)
+  position = np.asarray([2.0, -3.0, 1.5])
+  pose = cameras.look_at(position, [0.1, 0.2, 0], [0, 0, 1])
+  assert np.linalg.det(pose[:, :3]) > 0.999
+  for row, column in ((0, 0), (2, 7), (5, 9)):
+    rays = cameras.pixel_rays(
+        camera, np.asarray(pose, np.float32),
+        np.asarray([row * 10 + column], np.int32))
+    point = np.asarray(rays["origin"][0] + 2.5 * rays["direction"][0])
+    offset = 0.5 if center else 0.0
+    np.testing.assert_allclose(
+        _project(camera, pose, point), (column + offset, row + offset),
+        atol=1e-4)
+    # Two and a half in front of the camera, not behind it.
+    np.testing.assert_allclose(
+        (point - position) @ -pose[:, 2], 2.5, rtol=1e-5)
+  # One pose each for many pixels, as in training.
+  many = cameras.pixel_rays(
+      camera, np.stack([pose, 2 * pose]).astype(np.float32),
+      np.asarray([59, 59], np.int32))
+  np.testing.assert_allclose(many["direction"][0], rays["direction"][0])
+  np.testing.assert_allclose(many["origin"][1], 2 * position, rtol=1e-6)
+
+
+def test_a_camera_needs_an_up_that_is_not_its_axis():
+  with pytest.raises(ValueError, match="cannot have"):
+    cameras.look_at([0, 0, 3], [0, 0, 0], [0, 0, 1])
+
+
+def test_paths_go_around_and_through():
+  poses = np.stack([cameras.look_at(p, [0, 0, 0], [0, 0, 1])
+                    for p in make_scene.positions(9, 0.0)])
+  path = cameras.orbit(poses, 12)
+  np.testing.assert_allclose(
+      np.linalg.norm(path[:, :, 3], axis=1), 4, rtol=1e-6)
+  np.testing.assert_allclose(path[:, 2, 3], 2, rtol=1e-6)  # 30 degrees up.
+  np.testing.assert_allclose(path[:, :, 3] / 4, path[:, :, 2], atol=1e-6)
+  forward = np.stack([
+      cameras.look_at([x, y, 0.0], [x, y, -10], [0, 1, 0])
+      for x in (-1, 0, 1) for y in (-0.5, 0, 0.5)])
+  path = cameras.spiral(forward, 5.0, 40)
+  assert abs(path[:, 0, 3]).max() <= 1 and abs(path[:, 1, 3]).max() <= 0.5
+  assert abs(path[:, 0, 3]).max() > 0.9
+  for pose in path:  # All see the point at the focus.
+    np.testing.assert_allclose(
+        np.cross(pose[:, 2], pose[:, 3] - [0, 0, -5]), 0, atol=1e-5)
+
+
+# -- the Blender format -------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  path = tmp_path_factory.mktemp("scene") / "made"
+  make_scene.make(str(path), size=16, num_train=4, num_val=1, num_test=3)
+  return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A scene that a test may damage: two half-transparent images, 4 x 6."""
+  (tmp_path / "train").mkdir()
+  rng = np.random.default_rng(0)
+  frames = []
+  for i in range(2):
+    Image.fromarray(rng.integers(0, 256, (4, 6, 4), np.uint8)).save(
+        tmp_path / "train" / f"r_{i}.png")
+    pose = np.eye(4)
+    pose[2, 3] = 4 + i
+    frames.append({"file_path": f"./train/r_{i}", "rotation": 0.1,
+                   "transform_matrix": pose.tolist()})
+  (tmp_path / "transforms_train.json").write_text(json.dumps(
+      {"camera_angle_x": 0.8, "frames": frames}))
+  return tmp_path
+
+
+def _edit(folder, change):
+  file = folder / "transforms_train.json"
+  content = json.loads(file.read_text())
+  change(content)
+  file.write_text(json.dumps(content))
+
+
+def test_blender_scenes_are_sources_of_rays(folder):
+  scene = core.open_source("proj.nerf.blender", path=str(folder), split="train")
+  assert len(scene) == 2 * 4 * 6
+  assert scene.read(np.int64(7)) == {"ray": 7}
+  assert scene.describe(24 + 6 + 3).endswith("r_1.png row 1 column 3")
+  assert scene.camera[:2] == (4, 6) and not scene.camera.pixel_center
+  # Half the width is seen under half the angle.
+  np.testing.assert_allclose(3 / scene.camera.focal, np.tan(0.4))
+  np.testing.assert_array_equal(scene.poses[:, :, 3], [[0, 0, 4], [0, 0, 5]])
+  assert (scene.near, scene.far, scene.background) == (2, 6, 1)
+  assert scene.distances() is None
+
+
+def test_n11_alpha_is_composited_once(folder):
+  raw = np.asarray(Image.open(folder / "train" / "r_1.png"), np.float64) / 255
+  rgb, alpha = raw[..., :3], raw[..., 3:]
+  for white in (True, False):
+    scene = blender.open_source(str(folder), "train", white_background=white)
+    np.testing.assert_allclose(
+        scene.images()[1], rgb * alpha + white * (1 - alpha), atol=1e-6)
+  clear = np.full((4, 6, 4), 77, np.uint8)
+  clear[..., 3] = 0
+  Image.fromarray(clear).save(folder / "train" / "r_0.png")
+  scene = blender.open_source(str(folder), "train")
+  np.testing.assert_array_equal(scene.images()[0], 1)
+
+
+def test_smaller_images_see_the_same(folder):
+  scene = blender.open_source(str(folder), "train", factor=2)
+  assert scene.camera[:2] == (2, 3)
+  np.testing.assert_allclose(1.5 / scene.camera.focal, np.tan(0.4))
+  whole = blender.open_source(str(folder), "train")
+  # Composited then averaged is averaged, by alpha, then composited.
+  expected = whole.images().reshape(2, 2, 2, 3, 2, 3).mean(axis=(2, 4))
+  np.testing.assert_allclose(scene.images(), expected, atol=1e-6)
+  assert len(blender.open_source(str(folder), "train", skip=2).poses) == 1
+
+
+def test_what_make_scene_made_is_read_back(made):
+  scene = blender.open_source(str(made), "test", pixel_center=True)
+  image, distance = scene.images()[1], scene.distances()[1]
+  for row, column in ((8, 8), (10, 5), (12, 11)):
+    ray = cameras.pixel_rays(
+        scene.camera, scene.poses[1],
+        np.asarray([row * 16 + column], np.int32))
+    colour, opacity, far = make_scene.look(
+        make_scene.SOLIDS, *(np.asarray(ray[key], np.float64)
+                             for key in ("origin", "direction")))
+    np.testing.assert_allclose(
+        image[row, column], (colour + 1 - opacity[:, None])[0], atol=0.01)
+    np.testing.assert_allclose(distance[row, column], far[0], rtol=1e-4)
+  assert blender.open_source(str(made), "test", factor=2).distances() is None
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(path="nowhere"), "no nowhere/transforms_train.json.*make_scene"),
+    (dict(split="tests"), "transforms_tests.json.*'transforms_train.json'"),
+    (dict(factor=0), "factor=0.*positive"),
+    (dict(factor=5), "factor=5 leaves nothing of images of 4 x 6"),
+    (dict(skip=0), "skip=0"), (dict(near=6.0), "near=6.0, far=6.0"),
+    (dict(white=True), "white does not exist.*white_background")])
+def test_blender_arguments_that_cannot_be(folder, wrong, message):
+  kw = {"path": str(folder), "split": "train", **wrong}
+  with pytest.raises(config_lib.ConfigError, match=message):
+    core.open_source("proj.nerf.blender", **kw)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda c: c.pop("camera_angle_x"), "lacks .*camera_angle_x"),
+    (lambda c: c.update(camera_angle_x=45), "is 45.0; radians"),
+    (lambda c: c.update(frames=[]), "no frames"),
+    (lambda c: c["frames"][1].pop("transform_matrix"),
+     "lacks .*transform_matrix"),
+    (lambda c: c["frames"][1].update(transform_matrix=[[1, 0], [0, 1]]),
+     "transform_matrix"),
+    (lambda c: c["frames"][1].update(
+        transform_matrix=np.diag([1, 1, -1, 1]).tolist()),
+     r"'./train/r_1' does not rotate"),
+    (lambda c: c["frames"][1].update(file_path="./train/r_7"),
+     "1 of 2 files .* missing: .*r_7.png")])
+def test_broken_blender_scenes(folder, change, message):
+  _edit(folder, change)
+  with pytest.raises(core.DataError, match=message):
+    blender.open_source(str(folder), "train")
+
+
+def test_broken_images(folder):
+  scene = blender.open_source(str(folder), "train")
+  file = folder / "train" / "r_1.png"
+  Image.new("RGBA", (6, 5)).save(file)
+  with pytest.raises(core.DataError, match="r_1.png is 5 x 6 .* 4 x 6"):
+    scene.images()
+  Image.new("L", (6, 4)).save(file)
+  with pytest.raises(core.DataError, match="r_1.png .* mode 'L'"):
+    scene.images()
+  file.write_bytes(b"no image")
+  with pytest.raises(core.DataError, match="r_1.png cannot be read"):
+    scene.images()
+  (folder / "transforms_train.json").write_text("{")
+  with pytest.raises(core.DataError, match="json cannot be read"):
+    blender.open_source(str(folder), "train")
+
+
+def test_broken_distances(made, tmp_path):
+  scene = blender.open_source(str(made), "val")
+  file = made / "val" / "r_0_distance.npy"
+  whole = file.read_bytes()
+  np.save(file, np.zeros((2, 2)))
+  with pytest.raises(core.DataError, match=r"\(2, 2\); .*\(16, 16\)"):
+    scene.distances()
+  file.write_bytes(b"")
+  with pytest.raises(core.DataError, match="distance.npy cannot be read"):
+    scene.distances()
+  file.write_bytes(whole)
+
+
+def test_names_of_projects_sources():
+  with pytest.raises(config_lib.ConfigError, match="proj.nerf.blendr.*blender"):
+    core.open_source("proj.nerf.blendr", path="", split="train")
+  with pytest.raises(config_lib.ConfigError, match="no scene with cameras"):
+    scenes.open_scene(dict(name="bv:digits", split="train"))
+
+
+# -- the LLFF format ----------------------------------------------------------
+
+def test_llff_scenes_are_scaled_and_centred(tmp_path):
+  poses = llff_files.forward()
+  llff_files.write(tmp_path, poses)
+  scene = llff.open_source(str(tmp_path), "train", factor=2, ndc=False)
+  test = llff.open_source(str(tmp_path), "test", factor=2)
+  assert scene.camera == (6, 8, 7.0, False)
+  assert (scene.images()[:, 0, 0, 0] * 255 / 10).round().tolist() == [
+      1, 2, 3, 4, 5, 6, 7]
+  assert (test.images()[:, 0, 0, 0] * 255 / 10).round().tolist() == [0, 8]
+  assert (test.near, test.far, test.background) == (0, 1, 0)
+  # The nearest is at 1 / .75, near 0.9 of that; relations are kept.
+  scale = 1 / (2 * 0.75)
+  np.testing.assert_allclose([scene.near, scene.far], [0.9 / .75, 9 * scale])
+  everything = np.empty((9, 3, 4))
+  everything[[0, 8]], everything[1:8] = test.poses, scene.poses
+  np.testing.assert_allclose(
+      np.linalg.norm(everything[3, :, 3] - everything[4, :, 3]),
+      np.linalg.norm(poses[3, :, 3] - poses[4, :, 3]) * scale, rtol=1e-5)
+  relative = lambda p: p[3, :, :3].T @ p[4, :, :3]
+  np.testing.assert_allclose(relative(everything), relative(poses), atol=1e-6)
+  # The mean camera is the world's: at 0, looks along -z, y up.
+  np.testing.assert_allclose(everything[:, :, 3].mean(0), 0, atol=1e-6)
+  np.testing.assert_allclose(
+      cameras.average(everything)[:, :3], np.eye(3), atol=1e-6)
+
+
+def test_llff_cameras_all_around_look_at_the_middle(tmp_path):
+  middle, radius = np.asarray([3.0, -1.0, 2.0]), 5.0
+  ring = [middle + radius * np.asarray([np.cos(a) * .8, np.sin(a) * .8, .6])
+          for a in np.linspace(0, 2 * np.pi, 9)[:-1]]
+  poses = np.stack([cameras.look_at(p, middle, (0, 0, 1)) for p in ring])
+  llff_files.write(tmp_path, poses)
+  scene = llff.open_source(
+      str(tmp_path), "train", factor=1, spherify=True, ndc=False)
+  position = scene.poses[:, :, 3]
+  np.testing.assert_allclose(np.linalg.norm(position, axis=1), 1, rtol=1e-5)
+  np.testing.assert_allclose(position, scene.poses[:, :, 2], atol=1e-5)
+  np.testing.assert_allclose(position[:, 2], 0.6, rtol=1e-5)  # z is up.
+  np.testing.assert_allclose(
+      [scene.near, scene.far], [0.9 * 2 / radius, 9 / radius], rtol=1e-5)
+
+
+def test_llff_uses_images_that_were_made_smaller_before(tmp_path):
+  llff_files.write(tmp_path, llff_files.forward(), size=(13, 17))
+  (tmp_path / "images_4").mkdir()
+  for i in range(9):  # 13 / 4 = 3.25 and 17 / 4 = 4.25, as ImageMagick rounds.
+    Image.new("RGB", (4, 3), (0, 100, 0)).save(
+        tmp_path / "images_4" / f"{i}.png")
+  scene = llff.open_source(str(tmp_path), "train", factor=4)
+  assert scene.camera == (3, 4, 3.5, False)
+  np.testing.assert_allclose(scene.images()[0, 0, 0], [0, 100 / 255, 0])
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(split="val"), "'train' and 'test'"), (dict(factor=1.5), "factor=1.5"),
+    (dict(hold_out=1), "hold_out=1"), (dict(spherify=True), "one of them"),
+    (dict(path="nowhere"), "nowhere has neither .*images_1 nor images")])
+def test_llff_arguments_that_cannot_be(tmp_path, wrong, message):
+  llff_files.write(tmp_path, llff_files.forward())
+  kw = {"path": str(tmp_path), "split": "train", "factor": 1, **wrong}
+  with pytest.raises(config_lib.ConfigError, match=message):
+    llff.open_source(**kw)
+
+
+def test_broken_llff_scenes(tmp_path):
+  llff_files.write(tmp_path, llff_files.forward())
+  file = tmp_path / "poses_bounds.npy"
+  rows = np.load(file)
+
+  def check(content, message):
+    np.save(file, content)
+    with pytest.raises(core.DataError, match=message):
+      llff.open_source(str(tmp_path), "train", factor=1)
+  check(rows[:, :15], r"\(9, 15\); LLFF has \[images, 17\]")
+  check(rows[:5], "5 cameras, but there are 9 images")
+  check(np.where(np.arange(17) == 15, -1, rows), "positive, finite")
+  other = rows.copy()
+  other[3, 14] *= 2
+  check(other, "one size and focal length")
+  other = rows.copy()
+  other[:, 4] = 24
+  check(other, r"images of 12 x 16 at factor=1; .* 24 x 16")
+  file.write_bytes(b"")
+  with pytest.raises(core.DataError, match="poses_bounds.npy cannot be read"):
+    llff.open_source(str(tmp_path), "train", factor=1)
+  np.save(file, rows)
+  for image in (tmp_path / "images").iterdir():
+    image.unlink()
+  with pytest.raises(core.DataError, match="has no images"):
+    llff.open_source(str(tmp_path), "train", factor=1)

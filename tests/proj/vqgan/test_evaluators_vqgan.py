@@ -1,0 +1,165 @@
+"""Evaluators of VQGAN on arrays: mistakes Q8 and Q15 of systems.md."""
+
+import types
+
+from big_vision.proj.vqgan import bits_per_code
+from big_vision.proj.vqgan import codebook
+from big_vision.proj.vqgan import discriminator_accuracy
+from big_vision.proj.vqgan import frechet
+from big_vision.proj.vqgan import perceptual
+from big_vision.proj.vqgan import reconstruction
+from big_vision.proj.vqgan import samples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+
+RNG = np.random.default_rng(0)
+COMMON = dict(data={"name": "x"}, pp_fn="", batch_size=16)
+
+
+def _run(evaluator, state=None):
+  return dict(evaluator.run(state or {}))
+
+
+def test_q8_usage_is_of_the_whole_set(serve, batch_sharding, capsys):
+  """Each batch has one code; together they have four, of eight."""
+  codes = np.repeat([0, 3, 5, 7], 16)[:60, None].repeat(2, axis=1)
+  serve({"x": {"codes": codes.astype(np.int32)}})
+  evaluator = codebook.Evaluator(
+      lambda state, batch: {"codes": batch["codes"],
+                            "num_codes": jnp.full(len(batch["codes"]), 8)},
+      batch_sharding=batch_sharding, **COMMON)
+  values = _run(evaluator)
+  assert values["usage"] == 0.5
+  p = np.array([16, 16, 16, 12]) / 60
+  bits = -np.sum(p * np.log2(p))
+  np.testing.assert_allclose(values["bits_per_code"], bits)
+  np.testing.assert_allclose(values["perplexity"], 2 ** bits)
+  assert "WARNING" not in capsys.readouterr().out
+
+
+def test_a_codebook_that_collapses_is_warned_of(serve, batch_sharding, capsys):
+  serve({"x": {"codes": np.full((20, 3), 4, np.int32)}})
+  evaluator = codebook.Evaluator(
+      lambda state, batch: {"codes": batch["codes"],
+                            "num_codes": jnp.full(len(batch["codes"]), 64)},
+      batch_sharding=batch_sharding, **COMMON)
+  values = _run(evaluator, {"step": np.int32(0)})
+  assert values == {"usage": 1 / 64, "perplexity": 1, "bits_per_code": 0}
+  assert not capsys.readouterr().out  # Nothing is learnt yet.
+  _run(evaluator, {"step": np.int32(9)})
+  assert "1 of 64 codes are used: the codebook collapses" in (
+      capsys.readouterr().out)
+
+
+def test_bits_per_code_and_what_they_are_compared_with(serve, batch_sharding):
+  nll = RNG.uniform(0, 5, (37, 6)).astype(np.float32)
+  codes = RNG.integers(0, 4, (37, 6)).astype(np.int32)
+  serve({"x": {"nll": nll, "codes": codes}})
+  values = _run(bits_per_code.Evaluator(
+      lambda state, batch: {
+          "nll": batch["nll"], "codes": batch["codes"],
+          "num_codes": jnp.full(len(batch["codes"]), 4)},
+      batch_sharding=batch_sharding, **COMMON))
+  np.testing.assert_allclose(
+      values["bits_per_code"], nll.mean() / np.log(2), rtol=1e-6)
+  np.testing.assert_allclose(
+      values["bits_per_image"], nll.sum(axis=1).mean() / np.log(2), rtol=1e-6)
+  p = np.bincount(codes.ravel()) / codes.size
+  np.testing.assert_allclose(
+      values["unigram_bits"], scipy.stats.entropy(p, base=2))
+
+
+def test_discriminator_accuracy_is_of_patches(serve, batch_sharding):
+  real, fake = RNG.normal(size=(2, 37, 3, 2)).astype(np.float32) + 0.3
+  serve({"x": {"real": real, "fake": fake}})
+  values = _run(discriminator_accuracy.Evaluator(
+      lambda state, batch: {"real": batch["real"], "fake": batch["fake"]},
+      batch_sharding=batch_sharding, **COMMON))
+  right = np.mean(real > 0), np.mean(fake < 0)
+  np.testing.assert_allclose(
+      (values["accuracy_real"], values["accuracy_fake"]), right)
+  np.testing.assert_allclose(values["accuracy"], np.mean(right))
+
+
+def test_reconstruction_measures_what_can_be_shown(serve, batch_sharding):
+  """Values outside of [-1, 1] are cut before they are measured."""
+  metrics = pytest.importorskip("skimage.metrics")
+  image = RNG.uniform(-1, 1, (19, 12, 12, 1)).astype(np.float32)
+  serve({"x": {"image": image}})
+  values = _run(reconstruction.Evaluator(
+      lambda state, batch: {"image": 1.5 * batch["image"]},
+      batch_sharding=batch_sharding, num_pictures=5, **COMMON))
+  cut = np.clip(1.5 * image, -1, 1)
+  np.testing.assert_allclose(
+      values["l1"], np.abs(image - cut).mean(), rtol=1e-5)
+  np.testing.assert_allclose(values["psnr"], np.mean([
+      metrics.peak_signal_noise_ratio(a, b, data_range=1)
+      for a, b in zip((image + 1) / 2, (cut + 1) / 2)]), rtol=1e-5)
+  assert values["ssim"] < 1 < values["sharpness"]
+  assert values["images"].shape == (2 * 13 - 1, 5 * 13 - 1, 1)
+  np.testing.assert_array_equal(
+      values["images"][13:25, 13:25, 0],
+      np.round((cut[1, ..., 0] + 1.0) * 127.5))
+
+
+def test_each_batch_of_samples_has_a_seed_of_its_own(serve, batch_sharding):
+  serve({"x": {"label": np.zeros(40, np.int32)}})
+  def draw(state, batch):
+    rng = jax.random.key(batch["seed"])
+    return {"image": jax.random.uniform(rng, (len(batch["label"]), 4, 4, 1))}
+  values = _run(samples.Evaluator(
+      draw, batch_sharding=batch_sharding, num_samples=30, num_pictures=24,
+      **COMMON))
+  assert set(values) == {"images"}
+  cells = values["images"][:, :, 0]
+  cells = [cells[5 * i:5 * i + 4, 5 * j:5 * j + 4].tobytes()
+           for i in range(3) for j in range(8)]
+  assert len(set(cells)) == 24
+
+
+# --- Frechet ------------------------------------------------------------------
+
+
+def test_frechet_is_that_of_the_matrix_root():
+  a = RNG.normal(size=(50, 4)) @ RNG.normal(size=(4, 4))
+  b = RNG.normal(size=(40, 4)) @ RNG.normal(size=(4, 4)) + 1
+  cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+  root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+  wanted = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(
+      cov_a + cov_b - 2 * root)
+  np.testing.assert_allclose(frechet.distance(a, b), wanted, rtol=1e-9)
+  np.testing.assert_allclose(frechet.distance(a, a), 0, atol=1e-9)
+  # Fewer images than features: singular, and no NaN.
+  assert np.isfinite(frechet.distance(a[:3], b[:2]))
+
+
+def test_frechet_of_one_feature_has_a_closed_form():
+  a, b = RNG.normal(size=(30, 1)), 3 * RNG.normal(size=(20, 1)) + 2
+  wanted = (a.mean() - b.mean()) ** 2 + (
+      a.std(ddof=1) - b.std(ddof=1)) ** 2
+  np.testing.assert_allclose(frechet.distance(a, b), wanted, rtol=1e-9)
+
+
+def test_q15_the_distance_is_named_after_its_network(
+    serve, batch_sharding, monkeypatch):
+  network = perceptual.Network(
+      "classifier", load=lambda: {"w": np.float32(2)},
+      features=lambda variables, image: [image[..., :1],
+                                         variables["w"] * image],
+      distance=None)
+  monkeypatch.setattr(frechet, "perceptual", types.SimpleNamespace(
+      make=lambda options, where: network))
+  image = RNG.uniform(-1, 1, (37, 3, 3, 2)).astype(np.float32)
+  serve({"x": {"image": image}})
+  values = _run(frechet.Evaluator(
+      lambda state, batch: {"image": batch["image"] / 2},
+      batch_sharding=batch_sharding, network={}, **COMMON))
+  pooled = 2 * image.mean(axis=(1, 2))
+  assert set(values) == {"frechet_classifier"}
+  np.testing.assert_allclose(
+      values["frechet_classifier"], frechet.distance(pooled, pooled / 2),
+      rtol=1e-4)

@@ -1,0 +1,194 @@
+"""GPT over codes; mistakes Q12 and Q14 of systems.md, and caches."""
+
+import functools
+
+from big_vision.proj.vqgan import gpt
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import drawn
+
+NUM_CODES, WINDOW = 11, (2, 3)
+MODEL = gpt.Model(num_codes=NUM_CODES, num_places=6, num_classes=4, width=8,
+                  depth=2, num_heads=2)
+CODES = np.random.default_rng(0).integers(0, NUM_CODES, (3, 6)).astype(np.int32)
+LABEL = np.array([0, 3, 1], np.int32)
+
+
+@pytest.fixture(scope="module")
+def params():
+  return drawn.params(MODEL, CODES, LABEL)
+
+
+@functools.cache
+def _logits_fn(model):
+  return drawn.jit(lambda params, codes, label: model.apply(
+      {"params": params}, codes, label))
+
+
+def test_q12_each_code_is_predicted_from_those_before_it(params):
+  logits = _logits_fn(MODEL)(params, CODES, LABEL)
+  assert logits.shape == (3, 6, NUM_CODES)
+  for i in range(6):
+    changed = CODES.copy()
+    changed[:, i] = (changed[:, i] + 1) % NUM_CODES
+    other = _logits_fn(MODEL)(params, changed, LABEL)
+    differs = np.abs(other - logits).max(axis=(0, 2)) > 1e-4
+    # Logits up to i do not see code i; all that come after do.
+    np.testing.assert_array_equal(differs, np.arange(6) > i)
+  other = _logits_fn(MODEL)(params, CODES, (LABEL + 1) % 4)
+  assert (np.abs(other - logits).max(axis=(0, 2)) > 1e-4).all()
+
+
+def test_starts_uniform_and_without_a_bias_at_the_head():
+  variables = drawn.jit(MODEL.init)(jax.random.key(0), CODES, LABEL)["params"]
+  assert set(variables["head"]) == {"kernel"}
+  np.testing.assert_allclose(
+      np.std(variables["block_0"]["mlp_in"]["kernel"]), 0.02, rtol=0.15)
+
+
+def test_one_start_token_without_classes():
+  model = MODEL.clone(num_classes=0)
+  params = drawn.shapes(model, CODES)
+  assert params["condition"]["embedding"].shape == (1, 8)
+  with pytest.raises(ValueError, match="4 classes; it needs a label"):
+    drawn.shapes(MODEL, CODES)
+  with pytest.raises(ValueError, match=r"\[b, 6\], they are \[3, 5\]"):
+    drawn.shapes(MODEL, CODES[:, :5], LABEL)
+  with pytest.raises(ValueError, match="attention 'linear'; .*'dense'"):
+    drawn.shapes(MODEL.clone(attention="linear"), CODES, LABEL)
+
+
+def _greedy_by_whole_passes(params):
+  codes = np.zeros((3, 6), np.int32)
+  for i in range(6):
+    logits = _logits_fn(MODEL)(params, codes, LABEL)
+    codes[:, i] = np.argmax(logits[:, i], axis=-1)
+  return codes
+
+
+def test_greedy_with_kept_keys_and_values_is_greedy_without(params):
+  wanted = _greedy_by_whole_passes(params)
+  got = drawn.jit(lambda p, label: gpt.sample(
+      MODEL, p, jax.random.key(0), 3, label, temperature=0))(params, LABEL)
+  np.testing.assert_array_equal(got, wanted)
+  assert len(np.unique(wanted)) > 3
+
+
+def test_logits_with_kept_keys_and_values_are_those_of_whole_passes(params):
+  whole = _logits_fn(MODEL)(params, CODES, LABEL)
+  step = drawn.jit(lambda params, place, code, caches: MODEL.apply(
+      {"params": params}, place, code, LABEL, caches, method="next_logits"))
+  caches, code = MODEL.empty_caches(3), jnp.full(3, 7)
+  for i in range(6):
+    logits, caches = step(params, i, code, caches)
+    np.testing.assert_allclose(logits, whole[:, i], rtol=1e-4, atol=1e-4)
+    code = CODES[:, i]
+
+
+@pytest.mark.parametrize("how", [
+    dict(temperature=0), dict(temperature=0.7, top_k=4)])
+def test_q14_a_window_of_the_whole_grid_draws_the_same(params, how):
+  args = (jax.random.key(1), 3)
+  plain = drawn.jit(lambda p: gpt.sample(MODEL, p, *args, LABEL, **how))(params)
+  sliding = drawn.jit(lambda p: gpt.sample_sliding(
+      MODEL, p, *args, WINDOW, WINDOW, LABEL, **how))(params)
+  np.testing.assert_array_equal(sliding.reshape(3, 6), plain)
+
+
+def test_q14_windows_are_around_each_code_and_stop_at_the_borders(params):
+  rows, columns = size = (4, 5)
+  codes = np.zeros((3, *size), np.int32)
+  for i in range(rows):
+    for j in range(columns):
+      top = min(max(i - 1, 0), rows - 2)
+      left = min(max(j - 1, 0), columns - 3)
+      seen = codes[:, top:top + 2, left:left + 3].reshape(3, 6)
+      logits = _logits_fn(MODEL)(params, seen, LABEL)
+      codes[:, i, j] = np.argmax(
+          logits[:, (i - top) * 3 + j - left], axis=-1)
+  got = drawn.jit(lambda p: gpt.sample_sliding(
+      MODEL, p, jax.random.key(0), 3, WINDOW, size, LABEL,
+      temperature=0))(params)
+  np.testing.assert_array_equal(got, codes)
+
+
+def test_q14_windows_that_do_not_fit_are_refused(params):
+  for window, size in (((2, 2), (4, 4)), (WINDOW, (1, 9))):
+    with pytest.raises(ValueError, match="window of 6 codes that fits"):
+      gpt.sample_sliding(
+          MODEL, params, jax.random.key(0), 3, window, size, LABEL)
+
+
+def test_drawing_follows_temperature_and_top_k():
+  logits = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))
+  many = jnp.broadcast_to(logits, (20_000, 4))
+  rng = jax.random.key(0)
+  def shares(**kw):
+    return np.bincount(gpt.draw(many, rng, **kw), minlength=4) / 20_000
+  np.testing.assert_allclose(shares(), [0.1, 0.4, 0.2, 0.3], atol=0.015)
+  np.testing.assert_allclose(
+      shares(top_k=2), [0, 4 / 7, 0, 3 / 7], atol=0.015)
+  squared = np.array([0.01, 0.16, 0.04, 0.09]) / 0.3
+  np.testing.assert_allclose(shares(temperature=0.5), squared, atol=0.015)
+  assert shares(temperature=0)[1] == shares(top_k=1)[1] == 1
+  for kw in (dict(top_k=5), dict(top_k=0), dict(temperature=-1)):
+    with pytest.raises(ValueError, match="Drawing wants"):
+      gpt.draw(many, rng, **kw)
+
+
+def _import_transformers():
+  """Also beside a torchvision that does not fit torch, which it would import.
+  """
+  utils = pytest.importorskip("transformers.utils.import_utils")
+  try:
+    import torchvision  # noqa: F401
+  except (ImportError, RuntimeError):
+    utils.is_torchvision_available = lambda: False
+    import transformers.utils
+    transformers.utils.is_torchvision_available = lambda: False
+  import transformers
+  return transformers
+
+
+@pytest.mark.peer
+def test_logits_are_those_of_transformers_gpt2(params):
+  torch = pytest.importorskip("torch")
+  transformers = _import_transformers()
+  config = transformers.GPT2Config(
+      vocab_size=NUM_CODES + 4, n_positions=6, n_embd=8, n_layer=2, n_head=2,
+      activation_function="gelu", tie_word_embeddings=False)
+  theirs = transformers.GPT2LMHeadModel(config).eval()
+  def copy(target, value):
+    with torch.no_grad():
+      target.copy_(torch.tensor(np.array(value)))
+  # Their classes are codes behind ours.
+  copy(theirs.transformer.wte.weight, np.concatenate(
+      [params["codes"]["embedding"], params["condition"]["embedding"]]))
+  copy(theirs.transformer.wpe.weight, params["pos_embedding"])
+  for i, block in enumerate(theirs.transformer.h):
+    ours = params[f"block_{i}"]
+    for field in ("kernel", "bias"):
+      copy(getattr(block.attn.c_attn, "weight" if field == "kernel" else field),
+           np.concatenate([ours[name][field]
+                           for name in ("query", "key", "value")], axis=-1))
+      for layer, name in ((block.attn.c_proj, "out"),
+                          (block.mlp.c_fc, "mlp_in"),
+                          (block.mlp.c_proj, "mlp_out")):
+        copy(getattr(layer, "weight" if field == "kernel" else field),
+             ours[name][field])
+    for layer, name in ((block.ln_1, "ln_1"), (block.ln_2, "ln_2")):
+      copy(layer.weight, ours[name]["scale"])
+      copy(layer.bias, ours[name]["bias"])
+  copy(theirs.transformer.ln_f.weight, params["ln_f"]["scale"])
+  copy(theirs.transformer.ln_f.bias, params["ln_f"]["bias"])
+  head = np.zeros((NUM_CODES + 4, 8), np.float32)
+  head[:NUM_CODES] = params["head"]["kernel"].T
+  copy(theirs.lm_head.weight, head)
+  tokens = np.concatenate([LABEL[:, None] + NUM_CODES, CODES[:, :-1]], axis=1)
+  with torch.no_grad():
+    wanted = theirs(torch.tensor(tokens)).logits[..., :NUM_CODES]
+  np.testing.assert_allclose(
+      _logits_fn(MODEL)(params, CODES, LABEL), wanted, rtol=2e-3, atol=2e-3)

@@ -1,0 +1,333 @@
+"""Checkpoints under real faults: killed processes, full disks, lost files."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from big_vision import tree
+from big_vision.run import checkpoints
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+# orbax leaves these behind where reading or writing failed.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning")
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL, BIG = 1 << 13, 1 << 17
+
+
+def _values(step, size=SMALL):
+  """A state on the host; other numbers for every step, that do not compress."""
+  draw = lambda i, *shape: np.random.default_rng([step, i]).normal(size=shape)
+  # Several that are split: reading them must not mix up their collectives.
+  split = {f"split{i}": np.float32(draw(i, 16, size // 64)) for i in range(4)}
+  return {"params": {**split, "whole": draw(9, 5).astype(jnp.bfloat16)},
+          "step": np.int32(step)}
+
+
+def _shapes(size=SMALL):
+  """The same, on all devices."""
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("data",))
+  def shape(x):
+    names = ("data",) if x.ndim == 2 else ()
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=(
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*names))))
+  return jax.tree.map(shape, _values(0, size))
+
+
+def _state(step, size=SMALL):
+  return jax.tree.map(
+      lambda shape, x: jax.make_array_from_callback(
+          shape.shape, shape.sharding, lambda index: x[index]),
+      _shapes(size), _values(step, size))
+
+
+def _assert_is_of(state, step, size=SMALL):
+  """That this process has the right values in all of its shards."""
+  expected = dict(tree.flatten_with_names(_values(step, size)))
+  named = dict(tree.flatten_with_names(state))
+  assert set(named) == set(expected)
+  for name, leaf in named.items():
+    for shard in leaf.addressable_shards:
+      np.testing.assert_array_equal(
+          shard.data, expected[name][shard.index], err_msg=name)
+
+
+def _python(code, *args, before=()):
+  """Starts a process with one device, that can import this file."""
+  return subprocess.Popen(
+      [*before, sys.executable, "-c", code, *map(str, args)], cwd=ROOT,
+      text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={
+          **os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu",
+          "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])})
+
+
+# Imports are slow: every process that is killed is forked from one that has
+# them, before jax has started any thread.
+_SAVES_UNTIL_KILLED = """
+import os, sys
+from big_vision.run import checkpoints
+import test_checkpoint_faults as test
+
+for _ in sys.stdin:
+  pid = os.fork()
+  if pid == 0:
+    saver = checkpoints.Checkpoints(sys.argv[1], keep_every=7)
+    restored = saver.restore(test._shapes(test.BIG))
+    first = 0
+    if restored is not None:
+      first, state, _ = restored
+      test._assert_is_of(state, first, test.BIG)
+    print("continues after", first, flush=True)
+    for step in range(first + 1, 10_000):
+      saver.save(step, test._state(step, test.BIG), {"note": step})
+    os._exit(1)
+  print(pid, flush=True)
+  code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+  print("ended by", code, flush=True)
+"""
+
+
+def test_kill_9_while_saving(tmp_path):
+  """However often, whenever: what was committed is restored, no rest stays."""
+  directory = tmp_path / "checkpoints"
+  shapes = _shapes(BIG)
+  rng, best, interrupted = random.Random(3), 0, 0
+  with _python(_SAVES_UNTIL_KILLED, directory) as zygote:
+    def tell():
+      line = zygote.stdout.readline()
+      assert line, "It ended by itself."
+      return line.split()[-1]
+    for trial in range(8):
+      print("go", file=zygote.stdin, flush=True)
+      pid = int(tell())
+      assert int(tell()) >= best
+      if trial:  # The first is killed at once: before anything is whole.
+        until = time.monotonic() + 30
+        while not checkpoints.list_steps(directory)[-1:] > [best]:
+          assert time.monotonic() < until
+          time.sleep(.01)
+        time.sleep(rng.uniform(0, .2))
+      os.kill(pid, signal.SIGKILL)
+      assert tell() == "-9"
+      committed = checkpoints.list_steps(directory)
+      names = {path.name for path in directory.iterdir()} - {"saving.txt"}
+      interrupted += names != set(map(str, committed))
+      with checkpoints.Checkpoints(str(directory), keep_every=7) as saver:
+        restored = saver.restore(shapes)
+        if committed:
+          step, state, meta = restored
+          assert step == committed[-1] >= best and meta == {"note": step}
+          _assert_is_of(state, step, BIG)
+          best = step
+        else:
+          assert restored is None
+        names = {path.name for path in directory.iterdir()}
+        assert names == set(map(str, saver.steps()))
+    zygote.stdin.close()
+  assert best > 0 and interrupted > 0
+  assert set(range(7, best, 7)) <= set(checkpoints.list_steps(directory))
+
+
+@pytest.fixture
+def small_files():
+  """Files of more than 64 kB cannot be written; call it to mend that."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  def mend():
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+  yield mend
+  mend()
+  signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("noticed_by", ["wait", "save", "close"])
+def test_a_saving_that_fails_is_loud_and_no_step(
+    tmp_path, small_files, noticed_by):
+  saver = checkpoints.Checkpoints(str(tmp_path))
+  saver.save(1, _state(1))
+  saver.wait()
+  saver.save(2, _state(2, BIG))
+  with pytest.raises(
+      checkpoints.StorageError, match=rf"(?s)step 2 to {tmp_path}/2 .*\[1\]"):
+    {"wait": saver.wait, "close": saver.close,
+     "save": lambda: saver.save(3, _state(3))}[noticed_by]()
+  assert saver.latest() == 1
+  assert not (tmp_path / "2").exists() and not (tmp_path / "3").exists()
+  step, state, _ = saver.restore(_shapes())
+  assert step == 1
+  _assert_is_of(state, 1)
+  small_files()
+  for step in (2, 3):  # The one that failed, and the next.
+    saver.save(step, _state(step, BIG))
+    saver.wait()
+    assert saver.latest() == step
+    _assert_is_of(saver.restore(_shapes(BIG))[1], step, BIG)
+  saver.close()
+  assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
+
+
+_FILLS_THE_DISK = """
+import pathlib, sys
+from big_vision.run import checkpoints
+import test_checkpoint_faults as test
+
+directory = pathlib.Path(sys.argv[1]) / "checkpoints"
+saver = checkpoints.Checkpoints(str(directory))
+saver.save(1, test._state(1))
+saver.wait()
+
+def save_2(size):
+  try:
+    saver.save(2, test._state(2, size))
+    saver.wait()
+    print("not noticed")
+  except checkpoints.StorageError as error:
+    print("noticed:", error)
+  print("latest", saver.latest(), [*directory.glob("2*")])
+
+save_2(test.BIG)
+filler = directory.parent / "filler"
+try:
+  with open(filler, "wb", buffering=0) as file:
+    while True:
+      file.write(bytes(1 << 12))
+except OSError:
+  pass
+save_2(test.SMALL)  # There is no room for the first of its files.
+filler.unlink()
+saver.save(3, test._state(3))
+saver.close()
+step, state, _ = checkpoints.Checkpoints(
+    str(directory), read_only=True).restore(test._shapes())
+test._assert_is_of(state, step)
+print("restored", step)
+"""
+
+
+def test_a_full_disk(tmp_path):
+  """On a file system of its own, of 400 kB."""
+  mount = 'mount -t tmpfs -o size=400k tmpfs "$0" && exec "$@"'
+  for options in (["-m"], ["-r", "-m"]):
+    before = ["unshare", *options, "sh", "-c", mount, tmp_path]
+    allowed = subprocess.run(
+        [*before, "true"], capture_output=True, check=False)
+    if allowed.returncode == 0:
+      break
+  else:  # No right to mount: the limit of the test above stands for it.
+    return
+  process = _python(_FILLS_THE_DISK, tmp_path, before=before)
+  output, _ = process.communicate(timeout=60)
+  assert process.returncode == 0, output
+  assert output.count("noticed: Saving step 2") == 2, output
+  assert output.lower().count("no space left") == 2, output
+  assert output.count("latest 1 []\n") == 2, output
+  assert "not noticed" not in output and "restored 3" in output
+  assert not list(tmp_path.iterdir()), "It was not mounted."
+
+
+_ONE_OF_TWO = """
+import json, pathlib, sys
+import jax, numpy as np
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+address = f"127.0.0.1:{sys.argv[2]}"
+jax.distributed.initialize(
+    address, 2, int(sys.argv[3]), coordinator_bind_address=address,
+    cluster_detection_method="deactivate", shutdown_timeout_seconds=10)
+from jax.experimental import multihost_utils
+from big_vision.run import checkpoints
+import test_checkpoint_faults as test
+
+directory = pathlib.Path(sys.argv[1])
+shapes = test._shapes()
+
+def restore():
+  step, state, meta = saver.restore(shapes)
+  test._assert_is_of(state, step)
+  return [step, saver.latest(), saver.steps(), meta]
+
+seen = []
+with checkpoints.Checkpoints(str(directory)) as saver:
+  seen.append(saver.restore(shapes))
+  for step in (1, 2):
+    saver.save(step, test._state(step), {"note": step})
+  # What each process has for itself counts as one.
+  saver.save(3, {**test._state(3), "step": np.int32(3)}, {"note": 3})
+  saver.wait()
+  seen.append(restore())
+
+  # Only the second process reads these files.
+  files = [*(directory / "3/state/ocdbt.process_1/d").iterdir()]
+  assert files
+  multihost_utils.sync_global_devices("listed")
+  if jax.process_index() == 0:
+    for file in files:
+      file.unlink()
+  multihost_utils.sync_global_devices("removed")
+  seen.append(restore())
+
+  saver.save(3, test._state(3), {"note": 33})
+  seen.append(restore())
+  try:
+    saver.restore({"step": shapes["step"]})
+  except checkpoints.CheckpointMismatch as error:
+    seen.append(str(error))
+  try:
+    saver.save(2, test._state(3))
+  except checkpoints.StorageError as error:
+    seen.append(str(error))
+  seen.append(sorted(checkpoints.restore_partial(
+      str(directory), shapes["params"])))
+  # What the first process sees counts.
+  if jax.process_index() == 1:
+    checkpoints.list_steps = lambda unused: [1000]
+  seen.append(saver.latest())
+print("SEEN", json.dumps(seen), flush=True)
+"""
+
+
+def test_two_processes_agree(tmp_path, capfd):
+  """And do not wait for each other for ever when one cannot read."""
+  with socket.socket() as sock:
+    sock.bind(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+  processes = [_python(_ONE_OF_TWO, tmp_path, port, i) for i in range(2)]
+  try:
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  seen = [json.loads(re.search("^SEEN (.*)$", output, re.M)[1])
+          for output in outputs]
+  assert seen[0] == seen[1]
+  assert seen[0][:4] == [
+      None,
+      [3, 3, [2, 3], {"note": 3}],
+      [2, 2, [2], {"note": 2}],
+      [3, 3, [2, 3], {"note": 33}]]
+  assert "only stored: params/split0" in seen[0][4]
+  assert "2 is there and has other values" in seen[0][5]
+  assert seen[0][6:] == [[*(f"split{i}" for i in range(4)), "whole"], 3]
+  assert outputs[0].count("It is set aside as 3.damaged. Taking step 2") == 1
+  assert "It is set aside" not in outputs[1]
+  assert "The arrays of" in capfd.readouterr().err, "Who failed says why."
+  assert (tmp_path / "3.damaged").is_dir()
+  # In this process, on eight devices.
+  step, state, _ = checkpoints.Checkpoints(
+      str(tmp_path), read_only=True).restore(_shapes())
+  assert step == 3
+  _assert_is_of(state, 3)
+  assert len(state["params"]["split0"].sharding.device_set) == 8
