@@ -109,7 +109,7 @@ def test_style():
 def _configs():
   paths = [*PACKAGE.glob("configs/*.py"), *PACKAGE.glob("proj/*/configs/*.py")]
   return [path for path in sorted(paths)
-          if path.stem not in ("__init__", "common")]
+          if path.stem not in ("__init__", "common", "common_i1k")]
 
 
 def _golden(path):

@@ -10,13 +10,14 @@ COMMAND
 
 EXPECTED
   Published, not measured by this project: R50x1 takes 32 min for 90 epochs on
-  a TPU v3-128. The reference states no accuracy.
+  a TPU v3-128. No accuracy was published with this config.
 
-Arguments: depth (26, 50, 101, 152, 200), width, groups, group_width (see
+Arguments: depth (26, 50, 101, 152 or 200), width, groups, group_width (see
 `models/bit.py`), batch_size, epochs, runlocal (a few steps of a tiny model).
 """
 
 from big_vision.configs import common
+from big_vision.configs import common_i1k
 import ml_collections
 
 
@@ -30,14 +31,9 @@ def get_config(arg=None):
   config.num_classes = 1000
   config.loss = "softmax_xent"
 
-  labels = "onehot(1000, key='{lbl}', key_result='labels')|keep('image', 'labels')"
-  config.input = dict(
-      data=dict(name="imagenet2012", split="train[:99%]"),
-      batch_size=arg.batch_size if not arg.runlocal else 8,
-      cache_raw=not arg.runlocal,
-      pp="decode_jpeg_and_inception_crop(224)|flip_lr|value_range(-1, 1)|"
-         + labels.format(lbl="label"))
-  pp_eval = "decode|resize_small(256)|central_crop(224)|value_range(-1, 1)|"
+  config.input = common_i1k.get_input(
+      "decode_jpeg_and_inception_crop(224)|flip_lr",
+      batch_size=arg.batch_size, runlocal=arg.runlocal)
 
   config.log_training_steps = 50
   config.ckpt_steps = 1000
@@ -52,21 +48,10 @@ def get_config(arg=None):
 
   config.grad_clip_norm = 1.0
   config.optax_name = "big_vision.momentum_hp"
-  # Both grow with the batch; sweep them when changing it.
+  # Both are proportional to the batch size; tune them when changing it.
   config.lr = 0.1 / 256 * config.input.batch_size
   config.wd = 1e-4 / 256 * config.input.batch_size
   config.schedule = dict(warmup_steps=1000, decay_type="cosine")
 
-  def get_eval(split, dataset="imagenet2012", lbl="label"):
-    return dict(
-        type="classification", data=dict(name=dataset, split=split),
-        pp_fn=pp_eval + labels.format(lbl=lbl), loss_name=config.loss,
-        log_steps=1000)
-  config.evals = dict()
-  config.evals.train = get_eval("train[:2%]")
-  config.evals.minival = get_eval("train[99%:]")
-  config.evals.val = get_eval("validation")
-  config.evals.v2 = get_eval("test", dataset="imagenet_v2")
-  config.evals.real = get_eval(
-      "validation", dataset="imagenet2012_real", lbl="real_label")
+  config.evals = common_i1k.get_evals(config.loss, log_steps=1000)
   return config
