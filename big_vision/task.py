@@ -57,8 +57,10 @@ class Task(NamedTuple):
       has the entries of the state that changed, `measurements` 0-d arrays, one
       of them "training_loss". `rng` is already folded with the step. The state
       holds "step" (int32) and "frozen" too.
-    predict_fns: {name: (state, batch, **kw) -> anything}; evaluators, tools
-      and exports ask by name.
+    predict_fns: {name: (state, batch, *, rng=None, **kw) -> anything};
+      evaluators, tools and exports ask for them by name. `rng` is a jax key or
+      None: functions that draw take their randomness from it alone and raise
+      ValueError without it, all others ignore it.
     sched_fns: {name: (step) -> float}; only logged.
     load: host; (shapes) -> partial state, for the warm start of a fresh run.
       `shapes` is the state as jax.ShapeDtypeStruct.
@@ -113,8 +115,9 @@ def with_ema(task: Task, decay: float) -> Task:
     return changed, measurements
 
   def on_ema(predict_fn):
-    def predict(state, batch, **kw):
-      return predict_fn({**state, "params": state["ema"]}, batch, **kw)
+    def predict(state, batch, *, rng=None, **kw):
+      return predict_fn(
+          {**state, "params": state["ema"]}, batch, rng=rng, **kw)
     return predict
 
   twins = {f"{name}_ema": on_ema(fn) for name, fn in task.predict_fns.items()}

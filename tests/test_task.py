@@ -20,8 +20,11 @@ def _task():
     return ({"params": {"w": w - .1 * (w - batch["x"].mean(0))}},
             {"training_loss": w.sum()})
 
-  return Task(init, update, {"predict": lambda state, batch, scale=1: (
-      scale * state["params"]["w"] + batch["x"])})
+  def predict(state, batch, *, rng=None, scale=1):
+    noise = 0 if rng is None else jax.random.normal(rng)
+    return scale * state["params"]["w"] + batch["x"] + noise
+
+  return Task(init, update, {"predict": predict})
 
 
 def test_ema_closed_form_and_twins():
@@ -40,6 +43,15 @@ def test_ema_closed_form_and_twins():
       2 * state["ema"]["w"])
   np.testing.assert_array_equal(
       task.predict_fns["predict"](state, batch)[0], state["params"]["w"])
+
+
+def test_ema_twins_draw_from_the_same_key():
+  task = task_lib.with_ema(_task(), 0.9)
+  state, batch = task.init(None, None, {}), {"x": jnp.zeros((4, 2))}
+  rng = jax.random.key(3)
+  np.testing.assert_array_equal(
+      task.predict_fns["predict_ema"](state, batch, rng=rng),
+      jnp.full((4, 2), 1 + jax.random.normal(rng)))
 
 
 def test_ema_does_not_share_buffers_with_the_parameters():

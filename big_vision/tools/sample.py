@@ -8,9 +8,9 @@ reads the config stored in the workdir and its newest checkpoint, and writes
 WORKDIR/samples/NAME.png, a grid, and beside it NAME/*.png, one file an image;
 NAME says the step and what was asked for. What draws is a predict function of
 the run's task that returns images in [-1, 1], or a dict with such an "image".
-It is given batches of the run's training data, with "seed", int32[]: a model of
-codes takes only the labels of these. `--pred reconstruct` shows what an
-autoencoder makes of the images.
+It gets batches of the run's training data, of which a model of codes reads the
+labels only, and a key made from --seed and the batch's number. `--pred
+reconstruct` shows what an autoencoder makes of the images.
 """
 
 import os
@@ -73,10 +73,12 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
   step, state, _ = restored
   frozen = state_lib.put_frozen(built.task, built.strategy, built.mesh)
 
-  def predict(state, batch):
+  def predict(state, batch, batch_idx):
+    rng = jax.random.fold_in(jax.random.key(seed), batch_idx)
     if label is not None:
       batch = {**batch, "label": jnp.full_like(batch["label"], label)}
-    found = predict_fns[op.name](state, batch, *op.args, **op.kwargs)
+    found = predict_fns[op.name](
+        state, batch, *op.args, rng=rng, **op.kwargs)
     image = found.get("image") if isinstance(found, dict) else found
     if getattr(image, "ndim", 0) != 4:
       raise config_lib.ConfigError(
@@ -89,9 +91,8 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
       0, built.batch_sharding) as batches:
     predict = harness.jit(predict, built.batch_sharding)
     for i in range(-(-num // built.info.batch_size)):
-      batch = {**next(batches), "seed": np.int32(seed * 1_000_003 + i)}
       images.append(jax.device_get(
-          predict({**state, "frozen": frozen}, batch)))
+          predict({**state, "frozen": frozen}, next(batches), i)))
   shown = pictures.to_uint8(np.concatenate(images)[:num])
   # Named after what was asked: other images do not take their place.
   asked = [f"{step:08d}", pred] + [f"{key}={value}" for key, value in (

@@ -164,11 +164,13 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
         "l2_params": optax.tree.norm(params),
         "l2_updates": optax.tree.norm(updates)}
 
-  def predict(state, batch):
+  def predict(state, batch, *, rng=None):
+    del rng  # Deterministic.
     variables = {name: state[name] for name in ("params", *collections)}
     return model.apply(variables, *read(batch))
 
-  def loss(state, batch):
+  def loss(state, batch, *, rng=None):
+    del rng  # Deterministic.
     logits, _ = predict(state, batch)
     return {"loss": score(logits, batch)[0]}
 

@@ -110,8 +110,9 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
         "l2_params": optax.tree.norm(params),
         "l2_updates": optax.tree.norm(updates)}
 
-  def predict(state: Mapping[str, Any], rays: Mapping[str, Any]):
+  def predict(state: Mapping[str, Any], rays: Mapping[str, Any], *, rng=None):
     """What the best field sees along {"origin", "direction"}, see `render`."""
+    del rng  # Deterministic: no jitter, no noise.
     return render(state["params"], rays)[names[-1]]
 
   task = Task(init, update, {"predict": predict}, sched_fns, frozen=frozen)

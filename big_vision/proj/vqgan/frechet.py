@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import itertools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from big_vision.evaluators import harness
 from big_vision.proj.vqgan import perceptual
-from big_vision.proj.vqgan import samples
 
 
 class Evaluator:
@@ -42,11 +42,13 @@ class Evaluator:
     self._network = perceptual.make(network, "network")
     self._variables = self._network.load()
 
-    def measure(state, batch):
+    def measure(state, numbered):
+      batch_idx, batch = numbered
+      rng = jax.random.fold_in(jax.random.key(0), batch_idx)
       def pooled(image):
         x = self._network.features(state["network"], image)[-1]
         return x.mean(axis=tuple(range(1, x.ndim - 1)), dtype=jnp.float32)
-      found = jnp.clip(predict_fn(state, batch)["image"], -1, 1)
+      found = jnp.clip(predict_fn(state, batch, rng=rng)["image"], -1, 1)
       return (pooled(batch["image"]), pooled(found)), batch["_mask"]
     self._measure = harness.jit(measure, batch_sharding)
 
@@ -54,7 +56,7 @@ class Evaluator:
     """Yields one distance."""
     state = {**state, "network": self._variables}
     real, found = harness.collect(self._measure, state, itertools.islice(
-        samples.with_seeds(self._batches), self._num_batches))
+        enumerate(self._batches), self._num_batches))
     yield f"frechet_{self._network.name}", distance(real, found)
 
 

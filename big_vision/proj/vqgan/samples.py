@@ -1,6 +1,6 @@
 """Pictures that a model draws, and whether a classifier recognizes them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import itertools
 from typing import Any
 
@@ -16,8 +16,9 @@ from big_vision.run import pretrained
 class Evaluator:
   """Draws an image for each example of a data set, of its class.
 
-  Needs a predict function that returns {"image": float[b, h, w, c]} in [-1, 1],
-  for the batch's "label" and its "seed", int32[], as "sample" does. Yields
+  Needs a predict function that returns {"image": float[b, h, w, c]} in [-1, 1]
+  for the batch's "label" and an `rng`, as "sample" does. Every evaluation draws
+  with the same keys, one for each batch. Yields
     "images"      a picture of the first;
     "recognized"  with a classifier: the share of drawn images that it says are
                   of the class they were drawn for. Trained on the same images,
@@ -48,8 +49,10 @@ class Evaluator:
       classify, self._variables = pretrained.classifier(
           classifier, "classifier", crop)
 
-    def measure(state, batch):
-      image = jnp.clip(predict_fn(state, batch)["image"], -1, 1)
+    def measure(state, numbered):
+      batch_idx, batch = numbered
+      rng = jax.random.fold_in(jax.random.key(0), batch_idx)
+      image = jnp.clip(predict_fn(state, batch, rng=rng)["image"], -1, 1)
       right = jnp.zeros(len(image), bool)
       if classifier is not None:
         logits, _ = classify(state["classifier"], image)
@@ -62,7 +65,7 @@ class Evaluator:
     """Yields (name, value or picture)."""
     state = {**state, "classifier": self._variables}
     images, right = harness.collect(self._measure, state, itertools.islice(
-        with_seeds(self._batches), self._num_batches))
+        enumerate(self._batches), self._num_batches))
     if self._variables is not None:
       yield "recognized", np.mean(right)
     if self._num_pictures:
@@ -71,10 +74,3 @@ class Evaluator:
       yield "images", pictures.grid([
           shown[i:i + columns]
           for i in range(0, len(shown) - columns + 1, columns)])
-
-
-def with_seeds(
-    batches: Iterable[Mapping[str, jax.Array]]) -> Iterator[dict[str, Any]]:
-  """The batches with "seed", their number: each draws something else."""
-  for i, batch in enumerate(batches):
-    yield {**batch, "seed": np.int32(i)}

@@ -193,19 +193,22 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
         "l2_params": optax.tree.norm(changed["params"]),
         "l2_updates": optax.tree.norm(updates)}
 
-  def reconstruct(state, batch):
+  def reconstruct(state, batch, *, rng=None):
     """{"image" float32[b, h, w, c], "codes" int32[b, ...], "num_codes"}."""
+    del rng  # Deterministic.
     variables = {name: state[name] for name in ("params", *collections)}
     image, out = model.apply(variables, batch["image"])
     return {"image": image, "codes": out["codes"],
             "num_codes": jnp.full(len(image), model.num_codes)}
 
-  def loss(state, batch):
+  def loss(state, batch, *, rng=None):
+    del rng  # Deterministic.
     return reconstruction_losses(
         state["frozen"], batch["image"], reconstruct(state, batch)["image"])
 
-  def judge(state, batch):
+  def judge(state, batch, *, rng=None):
     """{"real", "fake"}: float32[b, h, w], logits of patches."""
+    del rng  # Deterministic.
     return {name: discriminate(state["disc"]["params"], image)
             for name, image in (
                 ("real", batch["image"]),
@@ -221,7 +224,8 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
         task_lib.Phase(step, static(step)) for step in sorted({0, gan_start})
         if step < total_steps)
   task = Task(
-      init, update, predict_fns, sched_fns=sched_fns, static=static, phases=phases,
+      init, update, predict_fns, sched_fns=sched_fns, static=static,
+      phases=phases,
       frozen=lambda: {"perceptual": look.load()} if look is not None else {})
   if (decay := config.get("ema_decay")) is not None:
     task = task_lib.with_ema(task, decay)

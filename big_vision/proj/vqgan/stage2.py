@@ -101,23 +101,26 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
         "l2_params": optax.tree.norm(params),
         "l2_updates": optax.tree.norm(updates)}
 
-  def predict_nll(state, batch):
+  def predict_nll(state, batch, *, rng=None):
     """{"nll" float32[b, n] in nats, "codes" int32[b, n], "num_codes"}."""
+    del rng  # Deterministic.
     encoded = encode(state, batch)
     return {"nll": nll(state["params"], encoded), "codes": encoded["codes"],
             "num_codes": jnp.full(len(encoded["codes"]), model.num_codes)}
 
-  def loss(state, batch):
+  def loss(state, batch, *, rng=None):
+    del rng  # Deterministic.
     return {"loss": nll(state["params"], encode(state, batch)).mean(axis=1)}
 
-  def sample(state, batch, *, temperature=1.0, top_k=None, size=None):
-    """{"image" float32[b, h, w, c]}: as many as there are in the batch.
+  def sample(state, batch, *, rng=None, temperature=1.0, top_k=None, size=None):
+    """Draws as many images as the batch has, {"image": float32[b, h, w, c]}.
 
-    For the batch's "label", where there are classes; draws depend on its
-    "seed", int32[]. `size` is (rows, columns) of codes, by default those of the
-    images of training.
+    A model with classes draws an image of each of the batch's "label". `size`
+    is (rows, columns) of codes, by default those of the training images.
     """
-    rng = jax.random.key(batch["seed"])
+    if rng is None:
+      raise ValueError(
+          "'sample' draws codes and got rng=None; pass a jax.random.key.")
     batch_size = len(batch["image"])
     label = batch["label"] if model.num_classes else None
     args = (model, state["params"], rng, batch_size)

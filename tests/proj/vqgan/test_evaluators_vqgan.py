@@ -106,10 +106,9 @@ def test_reconstruction_measures_what_can_be_shown(serve, batch_sharding):
       np.round((cut[1, ..., 0] + 1.0) * 127.5))
 
 
-def test_each_batch_of_samples_has_a_seed_of_its_own(serve, batch_sharding):
+def test_each_batch_of_samples_has_a_key_of_its_own(serve, batch_sharding):
   serve({"x": {"label": np.zeros(40, np.int32)}})
-  def draw(state, batch):
-    rng = jax.random.key(batch["seed"])
+  def draw(state, batch, *, rng):
     return {"image": jax.random.uniform(rng, (len(batch["label"]), 4, 4, 1))}
   values = _run(samples.Evaluator(
       draw, batch_sharding=batch_sharding, num_samples=30, num_pictures=24,
@@ -156,7 +155,7 @@ def test_q15_the_distance_is_named_after_its_network(
   image = RNG.uniform(-1, 1, (37, 3, 3, 2)).astype(np.float32)
   serve({"x": {"image": image}})
   values = _run(frechet.Evaluator(
-      lambda state, batch: {"image": batch["image"] / 2},
+      lambda state, batch, rng: {"image": batch["image"] / 2},
       batch_sharding=batch_sharding, network={}, **COMMON))
   pooled = 2 * image.mean(axis=(1, 2))
   assert set(values) == {"frechet_classifier"}

@@ -94,6 +94,20 @@ def test_parts_and_shards_are_the_whole_batch(whole, where, changes):
   assert whole[0][1]["l2_updates"] > 1e-2
 
 
+def test_sample_draws_from_its_key_alone():
+  run = _run()
+  sample = jax.jit(run.task.predict_fns["sample"])
+  state = {**jax.device_get(run.state), "frozen": jax.device_get(run.frozen)}
+  first, again, other = (
+      sample(state, runs.batch(0), rng=jax.random.key(seed))["image"]
+      for seed in (0, 0, 1))
+  np.testing.assert_array_equal(first, again)
+  assert first.shape == runs.SHAPE
+  assert np.abs(first - other).max() > 1e-3
+  with pytest.raises(ValueError, match="rng=None; pass a jax.random.key"):
+    sample(state, runs.batch(0))
+
+
 def test_bfloat16_is_near_and_keeps_its_state_in_float32(whole):
   run = _run(model=dict(CONFIG["model"], dtype_mm="bfloat16"))
   for (state, measured), (_, wanted) in zip(run.steps(2), whole):
