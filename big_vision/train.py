@@ -18,14 +18,15 @@ from ml_collections import config_flags
 
 from big_vision import build as build_lib
 from big_vision import config as config_lib
-from big_vision import input_pipeline
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision.evaluators import harness as evaluators
 from big_vision.hardware import hlo
 from big_vision.run import checkpoints
+from big_vision.run import cluster
 from big_vision.run import command_line
-from big_vision.run import launch
+from big_vision.run import console
+from big_vision.run import interrupts as interrupts_lib
 from big_vision.run import metrics
 from big_vision.run import profiler
 from big_vision.run import start as start_lib
@@ -54,7 +55,7 @@ def train(config: config_lib.Config, workdir: str):
       return _train(config, workdir, *going_on)
     except _RollBack as error:
       going_on = error.args
-      launch.say(f"{error.__cause__}\nRollback {going_on[0]}: from the last "
+      console.say(f"{error.__cause__}\nRollback {going_on[0]}: from the last "
                  f"checkpoint on, with the data from batch {going_on[1]}.")
 
 
@@ -66,7 +67,7 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
   """
   built = build_lib.build(config)
   mesh, info, task = built.mesh, built.info, built.task
-  launch.say(build_lib.describe(built))
+  console.say(build_lib.describe(built))
   options = build_lib.loop_options(config, info)
   log_every, ckpt_every = options.log_every, options.ckpt_every
   saver = checkpoints.Checkpoints(
@@ -118,7 +119,7 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
       values = evaluators.run_all(
           due, {**state, "frozen": frozen}, aside,
           lambda: interrupts.check(step))
-      launch.say(metrics.format_evals(step, values))
+      console.say(metrics.format_evals(step, values))
     return values
 
   def conclude(step, row, stop=None):
@@ -152,7 +153,7 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
     if stop:
       with watchdog.within("checkpoint"):
         saver.wait()
-      raise launch.Interrupted(step, stop)
+      raise interrupts_lib.Interrupted(step, stop)
 
   @contextlib.contextmanager
   def rolling_back():
@@ -166,7 +167,7 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
       raise _RollBack(rollbacks + 1, step - first_step + first_batch,
                       interrupts) from error
 
-  interrupts = interrupts or launch.Interrupts()
+  interrupts = interrupts or interrupts_lib.Interrupts()
   unchecked = None
   with (rolling_back(), sharding.use(mesh, built.rules), batches, writer,
         saver, best, profile):
@@ -200,11 +201,11 @@ def _train(config, workdir, rollbacks, next_batch, interrupts):
         row["num_skipped"] = batches.num_skipped
         if options.max_rollbacks:
           row["num_rollbacks"] = rollbacks
-        launch.say(metrics.format_progress(step, info.total_steps, row))
+        console.say(metrics.format_progress(step, info.total_steps, row))
       conclude(step, row, interrupts.exit_code(step))
     watchdog.enter("checkpoint")
 
-  launch.say(
+  console.say(
       f"Done: {info.total_steps} steps. Metrics and checkpoints are in "
       f"{workdir}. To look at them:\n"
       f"  bash run.sh big_vision.tools.report {workdir}\n"
@@ -223,23 +224,19 @@ def define_flags():
   flags.DEFINE_bool(
       "allow_config_change", False, "Continue the run in --workdir although "
       "its config was another.")
-  launch.define_flags()
+  cluster.define_flags()
   flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv):
   del argv
   args = flags.FLAGS
-  with launch.exit_codes({
-      config_lib.ConfigError: launch.EXIT_CONFIG,
-      state_lib.NonFiniteError: launch.EXIT_NON_FINITE,
-      checkpoints.StorageError: launch.EXIT_STORAGE,
-      input_pipeline.DataError: launch.EXIT_DATA}):
-    launch.start_processes(
+  with command_line.exit_with_code():
+    cluster.start_processes(
         args.coordinator_address, args.num_processes, args.process_id)
     config = config_lib.resolve(args.config)
-    launch.check_workdir(args.workdir)
-    with launch.lock_workdir(args.workdir), watchdog.from_config(config):
+    workdir_lib.make(args.workdir)
+    with workdir_lib.lock(args.workdir), watchdog.from_config(config):
       workdir_lib.check_config(args.workdir, config, args.allow_config_change)
       train(config, args.workdir)
 

@@ -12,7 +12,7 @@ from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import train as train_lib
 from big_vision.run import checkpoints
-from big_vision.run import launch
+from big_vision.run import interrupts
 from big_vision.run import workdir as workdir_lib
 import jax
 import numpy as np
@@ -101,9 +101,9 @@ def test_same_seed_same_run(finished, tmp_path):
 def _train_until(step, monkeypatch, config, workdir):
   """As if the signal had come in that step."""
   with monkeypatch.context() as patch:
-    patch.setattr(launch.Interrupts, "exit_code",
+    patch.setattr(interrupts.Interrupts, "exit_code",
                   lambda self, now: 143 if now == step else None)
-    with pytest.raises(launch.Interrupted) as interrupted:
+    with pytest.raises(interrupts.Interrupted) as interrupted:
       train_lib.train(config, workdir)
   assert interrupted.value.exit_code == 143
 
@@ -233,9 +233,9 @@ def test_a_rollback_goes_on_with_the_data_behind_what_was_not_finite(
   # Stopped before it saves again, it comes to the same place and goes on.
   stops = iter([None, None, 143])
   with monkeypatch.context() as patch:
-    patch.setattr(launch.Interrupts, "exit_code", lambda *_: next(stops))
+    patch.setattr(interrupts.Interrupts, "exit_code", lambda *_: next(stops))
     patch.setattr(checkpoints.Checkpoints, "save", lambda *_: None)
-    with pytest.raises(launch.Interrupted):
+    with pytest.raises(interrupts.Interrupted):
       train_lib.train(config(max_rollbacks=1), workdir)
   train_lib.train(config(max_rollbacks=1), workdir)
   assert ("Rollback 1: from the last checkpoint on, with the data from batch 6"

@@ -3,7 +3,7 @@
 #
 # Once, on a file system that all nodes see, from the project's folder:
 #
-#   EXTRAS=gpu bash run.sh big_vision.launch        # makes .venv
+#   EXTRAS=gpu bash run.sh big_vision.run.cluster   # makes .venv
 #
 # Then, from there too; options of sbatch come first, those of the run last:
 #

@@ -9,7 +9,7 @@ from big_vision import config as config_lib
 from big_vision import state as state_lib
 from big_vision import tree
 from big_vision.run import checkpoints
-from big_vision.run import launch
+from big_vision.run import console
 
 
 class Start(NamedTuple):
@@ -61,7 +61,7 @@ def find(built: build_lib.Built, saver: checkpoints.Checkpoints,
     return Start(0, state, 0, 0, {
         "num_params": tree.num_elements(state.get("params", {}))}, None)
   step, state, saved = restored
-  launch.say(f"Continuing after step {step}.")
+  console.say(f"Continuing after step {step}.")
   # A run that was allowed to change its batch size goes on where it was in the
   # data: it skips what is left of a batch and sees no example again.
   batch_size = built.info.batch_size

@@ -1,9 +1,65 @@
-"""The config that a run stores in its workdir, and checks when it resumes."""
+"""The directory of a run: its config, and the lock that keeps others out."""
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
 import json
 import os
+import socket
+import tempfile
+import time
 
 from big_vision import config as config_lib
+from big_vision.run import watchdog
+
+
+def make(workdir: str):
+  """Makes the directory, if need be; raises ConfigError if it is read-only."""
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    with tempfile.TemporaryFile(dir=workdir):
+      pass
+  except OSError as error:
+    raise config_lib.ConfigError(
+        f"--workdir {workdir} cannot be written to: {error}.") from error
+
+
+@contextlib.contextmanager
+def lock(workdir: str) -> Iterator[None]:
+  """Locks `workdir` for this run: two runs would mix their checkpoints.
+
+  The first process holds the lock, which ends with the process, however that
+  ends. Object stores (gs://) have no locks and are not locked.
+
+  Args:
+    workdir: Directory that exists, or the address of an object store.
+
+  Raises:
+    ConfigError: another run holds the lock; says which.
+  """
+  # Not `jax.process_index()`, which starts the devices.
+  index, _ = watchdog.this_process()
+  if index > 0 or "://" in workdir:
+    yield
+    return
+  path = os.path.join(workdir, "lock")
+  # Mode "w" would empty the file of the run that holds the lock.
+  with open(path, "a+", encoding="utf-8") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      raise config_lib.ConfigError(
+          f"--workdir {workdir} is in use by another run, {file.read().strip()}"
+          ". Wait for it, stop it, or use another --workdir.") from error
+    except OSError as error:  # Some network file systems.
+      print(f"{path} cannot be locked ({error}): nothing else keeps a second "
+            "run out of this workdir.", flush=True)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, started "
+               f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}\n")
+    file.flush()
+    yield
 
 
 def check_config(

@@ -17,13 +17,13 @@ from ml_collections import config_flags
 
 from big_vision import build as build_lib
 from big_vision import config as config_lib
-from big_vision import input_pipeline
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision.evaluators import harness as evaluators
 from big_vision.run import checkpoints
+from big_vision.run import cluster
 from big_vision.run import command_line
-from big_vision.run import launch
+from big_vision.run import console
 from big_vision.run import metrics
 from big_vision.run import pictures
 from big_vision.run import pretrained
@@ -49,11 +49,11 @@ def evaluate(config: config_lib.Config, workdir: str, *,
     raise config_lib.ConfigError(
         f"{directory} has no checkpoint to evaluate.")
   step, state, _ = restored
-  launch.say(f"Evaluating {directory} after step {step}.")
+  console.say(f"Evaluating {directory} after step {step}.")
   frozen = state_lib.put_frozen(built.task, built.strategy, built.mesh)
   with sharding.use(built.mesh, built.rules):
     values = evaluators.run_all(evals, {**state, "frozen": frozen})
-  launch.say(metrics.format_evals(step, values))
+  console.say(metrics.format_evals(step, values))
   if jax.process_index() == 0:
     pictures.save_all(workdir, step, values)
   return values
@@ -67,18 +67,15 @@ def define_flags():
   flags.DEFINE_string("workdir", None, "The run.")
   flags.DEFINE_integer("step", None, "Which checkpoint; default: newest.")
   flags.DEFINE_bool("best", False, "Take the best checkpoint instead.")
-  launch.define_flags()
+  cluster.define_flags()
   flags.mark_flag_as_required("workdir")
 
 
 def main(argv):
   del argv
   args = flags.FLAGS
-  with launch.exit_codes({
-      config_lib.ConfigError: launch.EXIT_CONFIG,
-      input_pipeline.DataError: launch.EXIT_DATA,
-      checkpoints.StorageError: launch.EXIT_STORAGE}):
-    launch.start_processes(
+  with command_line.exit_with_code():
+    cluster.start_processes(
         args.coordinator_address, args.num_processes, args.process_id)
     stored = pretrained.read_config(args.workdir)
     if args.config is not None:

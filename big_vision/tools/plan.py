@@ -38,7 +38,6 @@ from ml_collections import config_flags
 
 from big_vision import build as build_lib
 from big_vision import config as config_lib
-from big_vision import input_pipeline
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import tree
@@ -46,7 +45,7 @@ from big_vision.datasets import tfds_source
 from big_vision.hardware import chips
 from big_vision.hardware import hlo as compiled_lib
 from big_vision.run import command_line
-from big_vision.run import launch
+from big_vision.run import exit_codes
 from big_vision.run import metrics
 from big_vision.run import watchdog
 
@@ -460,11 +459,8 @@ def main(argv):
   args = flags.FLAGS
   # Nothing is computed but on the host.
   jax.config.update("jax_platforms", "cpu")
-  with launch.exit_codes({
-      config_lib.ConfigError: launch.EXIT_CONFIG,
-      DoesNotFitError: launch.EXIT_CONFIG,
-      input_pipeline.DataError: launch.EXIT_DATA,
-  }), tfds_source.declared_if_missing() as missing:
+  with (command_line.exit_with_code({DoesNotFitError: exit_codes.CONFIG}),
+        tfds_source.declared_if_missing() as missing):
     if args.table:
       _plan_table(argv[1:])
       return

@@ -24,14 +24,14 @@ import numpy as np
 
 from big_vision import build as build_lib
 from big_vision import config as config_lib
-from big_vision import input_pipeline
 from big_vision import op_string
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision.evaluators import harness
 from big_vision.run import checkpoints
+from big_vision.run import cluster
 from big_vision.run import command_line
-from big_vision.run import launch
+from big_vision.run import console
 from big_vision.run import pictures
 from big_vision.run import pretrained
 
@@ -106,7 +106,7 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
         shown[:rows * columns].reshape(rows, columns, *shown.shape[1:])))
     for i, picture in enumerate(shown):
       pictures.save(os.path.join(name, f"{i:05d}.png"), picture)
-  launch.say(f"{len(shown)} images: {name}.png and {name}/")
+  console.say(f"{len(shown)} images: {name}.png and {name}/")
   return f"{name}.png"
 
 
@@ -118,18 +118,15 @@ def define_flags():
   flags.DEFINE_integer("seed", 0, "Of what is drawn.")
   flags.DEFINE_integer("label", None, "Class of all; default: of the data.")
   flags.DEFINE_integer("step", None, "Which checkpoint; default: newest.")
-  launch.define_flags()
+  cluster.define_flags()
   flags.mark_flag_as_required("workdir")
 
 
 def main(argv):
   del argv
   args = flags.FLAGS
-  with launch.exit_codes({
-      config_lib.ConfigError: launch.EXIT_CONFIG,
-      input_pipeline.DataError: launch.EXIT_DATA,
-      checkpoints.StorageError: launch.EXIT_STORAGE}):
-    launch.start_processes(
+  with command_line.exit_with_code():
+    cluster.start_processes(
         args.coordinator_address, args.num_processes, args.process_id)
     config = pretrained.read_config(args.workdir)
     sample(config, args.workdir, pred=args.pred, num=args.num, seed=args.seed,

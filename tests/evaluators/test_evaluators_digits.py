@@ -11,7 +11,7 @@ from big_vision import config as config_lib
 from big_vision import losses
 from big_vision import sharding
 from big_vision.evaluators import harness
-from big_vision.run import launch
+from big_vision.run import cluster
 import jax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -166,6 +166,6 @@ def test_two_processes_measure_the_same(evaluated):
 
 
 if __name__ == "__main__":
-  launch.start_processes(sys.argv[1], 2, int(sys.argv[2]))
+  cluster.start_processes(sys.argv[1], 2, int(sys.argv[2]))
   assert jax.process_count() == 2 and jax.device_count() == 8
   print(json.dumps(evaluate()[0]))

@@ -85,8 +85,8 @@ def test_grace_after_a_signal_even_when_python_runs_no_handlers(number):
   """The main thread is in C, where Python's own handlers wait for ever."""
   process = _run(
       "import threading\n"
-      "from big_vision import launch\n"
-      "interrupts = launch.Interrupts()\n"
+      "from big_vision.run import interrupts as interrupts_lib\n"
+      "interrupts = interrupts_lib.Interrupts()\n"
       "with watchdog.Watchdog(grace_s=0.5):\n"
       "  watchdog.enter('step', 3)\n"
       "  print('there', flush=True)\n"
@@ -106,8 +106,8 @@ def test_grace_after_a_signal_even_when_python_runs_no_handlers(number):
 def test_saving_after_a_signal_is_not_cut_short():
   code, stdout, stderr = _finish(_run(
       "import signal\n"
-      "from big_vision import launch\n"
-      "interrupts = launch.Interrupts()\n"
+      "from big_vision.run import interrupts as interrupts_lib\n"
+      "interrupts = interrupts_lib.Interrupts()\n"
       "with watchdog.Watchdog(grace_s=0.4):\n"
       "  os.kill(os.getpid(), signal.SIGTERM)\n"
       "  with watchdog.within('checkpoint'): time.sleep(1.5)\n"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from big_vision.evaluators import harness
-from big_vision.run import launch
+from big_vision.run import console
 
 
 class Evaluator:
@@ -50,7 +50,7 @@ class Evaluator:
         values["codes"].ravel(), minlength=values["num_codes"][0])
     usage = np.mean(counts > 0)
     if usage < self._warn_below and int(state.get("step", 1)):
-      launch.say(
+      console.say(
           f"WARNING: {np.sum(counts > 0)} of {len(counts)} codes are used: the "
           "codebook collapses. Try the quantizer 'ema' (it revives codes) or "
           "'fsq' (it cannot collapse), fewer codes, a lower config.lr, or a "

@@ -15,7 +15,7 @@ from big_vision import tree
 from big_vision.proj.nerf import path as path_evaluator
 from big_vision.proj.nerf import views
 from big_vision.run import checkpoints
-from big_vision.run import launch
+from big_vision.run import interrupts
 from big_vision.run import workdir as workdir_lib
 from big_vision.tools import eval_only
 from big_vision.tools import make_scene
@@ -140,9 +140,9 @@ def test_the_first_losses_are_what_they_were(finished):
 def test_stopped_and_continued_is_bit_identical(
     scene, finished, tmp_path, monkeypatch, stop_after):
   with monkeypatch.context() as patch:
-    patch.setattr(launch.Interrupts, "exit_code",
+    patch.setattr(interrupts.Interrupts, "exit_code",
                   lambda self, step: 143 if step == stop_after else None)
-    with pytest.raises(launch.Interrupted):
+    with pytest.raises(interrupts.Interrupted):
       train_lib.train(_config(scene), str(tmp_path))
   train_lib.train(_config(scene), str(tmp_path))
   expected, got = _arrays(finished), _arrays(tmp_path)

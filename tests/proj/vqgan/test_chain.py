@@ -17,7 +17,7 @@ from big_vision import state as state_lib
 from big_vision import train as train_lib
 from big_vision import tree
 from big_vision.run import checkpoints
-from big_vision.run import launch
+from big_vision.run import interrupts
 from big_vision.run import workdir as workdir_lib
 from big_vision.tools import eval_only
 from big_vision.tools import sample
@@ -163,9 +163,9 @@ def _arrays(workdir):
 def _assert_continues(config, finished, workdir, monkeypatch):
   """Stopped after step 3 of 4, then continued, it ends as `finished` did."""
   with monkeypatch.context() as patch:
-    patch.setattr(launch.Interrupts, "exit_code",
+    patch.setattr(interrupts.Interrupts, "exit_code",
                   lambda self, now: 143 if now == 3 else None)
-    with pytest.raises(launch.Interrupted):
+    with pytest.raises(interrupts.Interrupted):
       train(config, workdir)
   train(config, workdir)
   expected, got = _arrays(finished), _arrays(workdir)

@@ -1,12 +1,11 @@
-"""Starting and stopping processes."""
+"""How the processes of a run are found and started, and restarted."""
 
 import os
-import signal
 import subprocess
-import sys
 
 from big_vision import config as config_lib
-from big_vision.run import launch
+from big_vision.run import cluster
+from big_vision.run import exit_codes
 import pytest
 import yaml
 
@@ -56,7 +55,7 @@ def test_two_processes_train_as_their_launcher_says(tmp_path, launcher):
 
 def test_slurm_tells_who_is_who():
   def find(**changes):
-    return launch.find_processes({**SLURM, **changes})
+    return cluster.find_processes({**SLURM, **changes})
   assert find()[1:] == (2, 0, [0], "started by SLURM")
   assert find(SLURM_PROCID="1", SLURM_LOCALID="1")[1:4] == (2, 1, [1])
   assert find().address == find(SLURM_PROCID="1").address
@@ -79,17 +78,17 @@ def test_slurm_without_srun_is_one_process(capsys):
   """As in a shell that `salloc -n 2` gave, and in a batch script."""
   environ = {"SLURM_JOB_ID": "6", "SLURM_NTASKS": "2", "SLURM_NODELIST": "vm",
              "SLURM_JOB_NODELIST": "vm"}
-  assert launch.find_processes(environ) is None
+  assert cluster.find_processes(environ) is None
   assert "not started by srun: it runs alone" in capsys.readouterr().out
   # `srun --pty` of one task in such a shell.
-  assert launch.find_processes(
+  assert cluster.find_processes(
       {**SLURM, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}) is None
   assert not capsys.readouterr().out
 
 
 def test_open_mpi_tells_who_is_who():
   def find(*given, **changes):
-    return launch.find_processes({**OPEN_MPI, **changes}, *given)
+    return cluster.find_processes({**OPEN_MPI, **changes}, *given)
   assert find()[1:] == (2, 0, [0], "started by Open MPI")
   assert find().address.startswith("127.0.0.1:")  # All on one host.
   many = {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
@@ -97,7 +96,8 @@ def test_open_mpi_tells_who_is_who():
   assert find(**many).local_devices is None
   # Version 5 does not tell where mpirun runs.
   with pytest.raises(config_lib.ConfigError, match=(
-      "process 0 of several, and --coordinator_address=HOST:PORT cannot")):
+      "process 0 of several, but the environment does not say "
+      "--coordinator_address=HOST:PORT. Give")):
     find(OMPI_MCA_orte_hnp_uri="", **many)
   assert find("node1:77", OMPI_MCA_orte_hnp_uri="", **many)[:3] == (
       "node1:77", 2, 0)
@@ -110,46 +110,46 @@ def test_kubernetes_tells_who_is_who():
   spec = job["template"]["spec"]
   container, = spec["template"]["spec"]["containers"]
   environ = {item["name"]: item["value"] for item in container["env"]}
-  found = launch.find_processes({**environ, "JOB_COMPLETION_INDEX": "1"})
+  found = cluster.find_processes({**environ, "JOB_COMPLETION_INDEX": "1"})
   assert found == (
       f"{manifest['metadata']['name']}-{job['name']}-0-0."
       f"{manifest['metadata']['name']}:1234", spec["parallelism"], 1, None,
-      "as told")
+      "from flags or JAX_* variables")
   assert spec["completions"] == spec["parallelism"]
-  restarted = {launch.EXIT_DONE, launch.EXIT_HUNG, launch.EXIT_PREEMPTED,
-               launch.EXIT_INTERRUPTED}
+  restarted = {exit_codes.DONE, exit_codes.HUNG, exit_codes.PREEMPTED,
+               exit_codes.INTERRUPTED}
   rule, = spec["podFailurePolicy"]["rules"]
   assert rule["onExitCodes"]["containerName"] == container["name"]
   assert not restarted & set(rule["onExitCodes"]["values"])
   assert restarted | set(rule["onExitCodes"]["values"]) == {
-      value for name, value in vars(launch).items() if name.startswith("EXIT_")}
+      value for name, value in vars(exit_codes).items() if name.isupper()}
   # A pod of an indexed job that is not told where the first is.
-  assert launch.find_processes({"JOB_COMPLETION_INDEX": "0"}) is None
-  with pytest.raises(config_lib.ConfigError, match="num_processes=1 for"):
-    launch.find_processes({"JOB_COMPLETION_INDEX": "1"})
-  assert launch.find_processes({"JOB_COMPLETION_INDEX": "1"}, None, 1) is None
+  assert cluster.find_processes({"JOB_COMPLETION_INDEX": "0"}) is None
+  with pytest.raises(config_lib.ConfigError, match="num_processes=1 to run"):
+    cluster.find_processes({"JOB_COMPLETION_INDEX": "1"})
+  assert cluster.find_processes({"JOB_COMPLETION_INDEX": "1"}, None, 1) is None
 
 
 def test_arguments_come_before_the_environment():
-  assert launch.find_processes({**SLURM, **POD}, "a:1", 3, 2)[:3] == (
+  assert cluster.find_processes({**SLURM, **POD}, "a:1", 3, 2)[:3] == (
       "a:1", 3, 2)
-  assert launch.find_processes(SLURM, None, 1) is None
-  assert launch.find_processes({}) is None
+  assert cluster.find_processes(SLURM, None, 1) is None
+  assert cluster.find_processes({}) is None
   with pytest.raises(config_lib.ConfigError, match="no process 3 of 3"):
-    launch.find_processes({}, "a:1", 3, 3)
+    cluster.find_processes({}, "a:1", 3, 3)
   with pytest.raises(config_lib.ConfigError, match="is HOST:PORT"):
-    launch.find_processes({}, "a", 3, 1)
+    cluster.find_processes({}, "a", 3, 1)
 
 
 def test_half_of_the_coordinator_s_flags_is_an_error():
-  with pytest.raises(config_lib.ConfigError, match="--process_id cannot be"):
-    launch.start_processes("127.0.0.1:1", 2)
+  with pytest.raises(config_lib.ConfigError, match="does not say --process_id"):
+    cluster.start_processes("127.0.0.1:1", 2)
 
 
 def test_one_machine_needs_nothing(monkeypatch):
   for name in {*SLURM, *OPEN_MPI, *POD, "JAX_COORDINATOR_ADDRESS"}:
     monkeypatch.delenv(name, raising=False)
-  launch.start_processes()  # Would hang or raise if it looked for others.
+  cluster.start_processes()  # Would hang or raise if it looked for others.
 
 
 def test_the_batch_script_starts_one_process_a_node_and_comes_back(tmp_path):
@@ -173,63 +173,10 @@ def test_the_batch_script_starts_one_process_a_node_and_comes_back(tmp_path):
     assert done.returncode == code, done.stderr
     return calls.read_text()
 
-  for code in launch.EXIT_HUNG, launch.EXIT_PREEMPTED, 137:
+  for code in exit_codes.HUNG, exit_codes.PREEMPTED, 137:
     assert run(code).endswith(
         "-m big_vision.train --config a b.py\nscontrol requeue 5\n")
-  for code in (launch.EXIT_DONE, launch.EXIT_ERROR, launch.EXIT_CONFIG,
-               launch.EXIT_NON_FINITE, launch.EXIT_STORAGE, launch.EXIT_DATA):
+  for code in (exit_codes.DONE, exit_codes.ERROR, exit_codes.CONFIG,
+               exit_codes.NON_FINITE, exit_codes.STORAGE, exit_codes.DATA):
     assert "requeue" not in run(code)
-  assert "requeue" not in run(launch.EXIT_HUNG, restarts=20)
-
-
-def test_workdir_that_cannot_be_made(tmp_path):
-  (tmp_path / "file").write_text("")
-  with pytest.raises(config_lib.ConfigError, match="cannot be written"):
-    launch.check_workdir(str(tmp_path / "file" / "workdir"))
-  launch.check_workdir(str(tmp_path / "a" / "b"))
-  assert os.listdir(tmp_path / "a" / "b") == []
-
-
-def test_the_lock_of_a_workdir(tmp_path):
-  """Runs in real processes: test_faults.py."""
-  with launch.lock_workdir(str(tmp_path)):
-    with pytest.raises(config_lib.ConfigError, match=(
-        f"in use by another run, process {os.getpid()} on ")):
-      with launch.lock_workdir(str(tmp_path)):
-        pass
-  with launch.lock_workdir(str(tmp_path)):
-    pass
-  with launch.lock_workdir("gs://bucket/run"):
-    pass  # It knows no locks, and nothing is made here.
-  assert not os.path.exists("gs:")
-
-
-@pytest.mark.parametrize("error, code", [
-    ("config_lib.ConfigError('x')", launch.EXIT_CONFIG),
-    ("launch.Interrupted(3, 143)", launch.EXIT_PREEMPTED),
-    ("KeyError('x')", launch.EXIT_ERROR)])
-def test_exit_codes_and_tracebacks(error, code):
-  done = subprocess.run(
-      [sys.executable, "-c",
-       "from big_vision import launch, config as config_lib\n"
-       "with launch.exit_codes({config_lib.ConfigError: launch.EXIT_CONFIG}):\n"
-       f"  raise {error}"], capture_output=True, text=True, check=False)
-  assert done.returncode == code
-  assert ("Traceback" in done.stderr) == (code == launch.EXIT_ERROR)
-
-
-@pytest.mark.parametrize("number, code", [
-    (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_becomes_a_question_and_the_second_one_kills(number, code):
-  done = subprocess.run(
-      [sys.executable, "-c",
-       "import os\n"
-       "from big_vision import launch\n"
-       "interrupts = launch.Interrupts()\n"
-       "assert interrupts.exit_code(1) is None\n"
-       f"os.kill(os.getpid(), {int(number)})\n"
-       f"assert interrupts.exit_code(2) == {code}\n"
-       "print('asked', flush=True)\n"
-       f"os.kill(os.getpid(), {int(number)})\n"
-       "print('not reached')"], capture_output=True, text=True, check=False)
-  assert done.returncode == -number and done.stdout == "asked\n", done.stderr
+  assert "requeue" not in run(exit_codes.HUNG, restarts=20)

@@ -1,0 +1,105 @@
+"""Stops a run on SIGTERM or Ctrl-C, after a step and with its state saved."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from big_vision.run import exit_codes
+from big_vision.run import watchdog
+
+
+class Interrupted(Exception):
+  """The run was asked to stop, saved its state and stopped.
+
+  Attributes:
+    exit_code: Exit code of the process.
+  """
+
+  def __init__(self, step: int, exit_code: int):
+    super().__init__(
+        f"Stopped on request after step {step}; the state is saved. The same "
+        "command continues.")
+    self.exit_code = exit_code
+
+
+class _Abandoned(BaseException):
+  """Leaves `Interrupts.abandoning`; `except Exception` does not catch it."""
+
+
+class Interrupts:
+  """Turns SIGTERM and Ctrl-C into a question that the loop asks every step.
+
+  With several processes, jax's coordination service makes all of them stop
+  after the same step. A second signal ends a single process at once.
+  """
+
+  def __init__(self):
+    self._signal = None
+    self._exit_code = None
+    self._may_abandon = False
+    self._several = jax.process_count() > 1
+    if self._several:
+      # jax listens for SIGTERM itself, and tells the other processes.
+      signal.signal(signal.SIGINT, lambda *_: os.kill(
+          os.getpid(), signal.SIGTERM))
+    else:
+      for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, self._remember)
+
+  def _remember(self, number, frame):
+    del frame
+    self._signal = number
+    signal.signal(number, signal.SIG_DFL)
+    if self._may_abandon:
+      raise _Abandoned
+
+  def exit_code(self, step: int) -> int | None:
+    """Returns the exit code if the run is to stop after `step`, else None.
+
+    All processes of a run get the same answer.
+    """
+    if self._several and self._exit_code is None:
+      # Must be asked for every step: jax chooses a step at which to stop, and
+      # orbax asks the same service about steps.
+      if multihost_utils.reached_preemption_sync_point(step):
+        self._exit_code = exit_codes.PREEMPTED
+    elif not self._several:
+      self._exit_code = {
+          None: None, signal.SIGTERM: exit_codes.PREEMPTED,
+          signal.SIGINT: exit_codes.INTERRUPTED}[self._signal]
+    return self._exit_code
+
+  @contextlib.contextmanager
+  def abandoning(self) -> Iterator[None]:
+    """Leaves the `with` block early if the run is asked to stop.
+
+    A single process leaves it at once; several processes, which must all do
+    the same, leave it at `check`.
+    """
+    try:
+      self._may_abandon = not self._several
+      if self._signal is not None:
+        raise _Abandoned
+      yield
+      self._may_abandon = False
+    except _Abandoned:
+      pass
+    finally:
+      self._may_abandon = False
+
+  def check(self, step: int):
+    """Leaves the block of `abandoning` if the run is to stop after `step`.
+
+    Several processes agree by a collective, which waits for everything that
+    the devices have to do: do not call this for every step or batch.
+    """
+    if self._several and multihost_utils.broadcast_one_to_all(
+        np.asarray(watchdog.is_preempted())):
+      self._exit_code = exit_codes.PREEMPTED
+    if self.exit_code(step):
+      raise _Abandoned

@@ -1,0 +1,32 @@
+"""The directory of a run: whether it can be written, and its lock."""
+
+import os
+
+from big_vision import config as config_lib
+from big_vision.run import workdir as workdir_lib
+import pytest
+
+
+def test_a_workdir_that_cannot_be_made_is_an_invalid_command_line(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(config_lib.ConfigError, match="cannot be written"):
+    workdir_lib.make(str(tmp_path / "file" / "workdir"))
+  workdir_lib.make(str(tmp_path / "a" / "b"))
+  assert os.listdir(tmp_path / "a" / "b") == []
+
+
+def test_a_locked_workdir_refuses_a_second_run(tmp_path):
+  """test_faults.py does this with real processes."""
+  with workdir_lib.lock(str(tmp_path)):
+    with pytest.raises(config_lib.ConfigError, match=(
+        f"in use by another run, process {os.getpid()} on ")):
+      with workdir_lib.lock(str(tmp_path)):
+        pass
+  with workdir_lib.lock(str(tmp_path)):
+    pass
+
+
+def test_an_object_store_is_not_locked():
+  with workdir_lib.lock("gs://bucket/run"):
+    pass
+  assert not os.path.exists("gs:")
