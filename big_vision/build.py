@@ -16,7 +16,7 @@ from big_vision import modules
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import tree
-from big_vision.evaluators import harness as evaluators
+from big_vision.evaluators import schedule as evaluators
 from big_vision.task import Info, Task
 
 
@@ -132,4 +132,5 @@ def make_evaluators(
       batch_size=config.get("batch_size_eval", built.info.batch_size),
       total_steps=built.info.total_steps, data_size=built.info.data_size,
       train_batch_size=built.info.batch_size,
-      pp_modules=config.get("pp_modules"), workdir=workdir)
+      pp_modules=config.get("pp_modules"), workdir=workdir,
+      seed=config.get("seed", 0))

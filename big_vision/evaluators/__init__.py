@@ -1,1 +1,5 @@
-"""Evaluators: modules with a class `Evaluator`, made by `common`."""
+"""Evaluators: modules with a class `Evaluator`, which configs name by `type`.
+
+`harness` has what evaluators build on, `schedule` makes and runs those of a
+config.
+"""

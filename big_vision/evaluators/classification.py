@@ -1,10 +1,8 @@
 """Accuracy and loss of a classifier, for one or several labels per image."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,104 +12,95 @@ from big_vision.evaluators import harness
 
 
 class Evaluator:
-  """`prec@1`, `prec@5` and `loss`, averaged over the labelled examples.
+  """Measures `prec@1`, `prec@5` and `loss` over the labelled examples.
 
   Needs a predict function that returns (logits float[b, k], out).
 
   Labels are one-hot or multi-hot. A prediction is right if it is any of the
-  example's labels, and an example without labels does not count: this is the
-  protocol of ReaL (arXiv:2006.07159), and with one-hot labels plain accuracy.
+  example's labels, and an example without labels does not count. With one-hot
+  labels this is plain accuracy.
 
   Metrics, all means over the examples that count:
     prec@1: whether the top class is a label; in [0, 1], higher is better.
     prec@5: whether one of the top five is; only with more than five classes.
-    loss: of `loss_name`, nats.
+    loss: value of `loss_name`, nats.
+
+  Source: ReaL, arXiv:2006.07159.
   """
 
   def __init__(
-      self, predict_fn: Callable, *,
-      batch_sharding: jax.sharding.NamedSharding, data: Mapping[str, Any],
-      pp_fn: str, batch_size: int, pp_modules: Sequence[str] | None = None,
-      loss_name: str = "sigmoid_xent", label_key: str = "labels"):
+      self, predict_fn: Callable, loader: harness.Loader, *,
+      data: Mapping[str, Any], pp_fn: str, loss_name: str = "sigmoid_xent",
+      label_key: str = "labels"):
     """Opens the data; compiles and reads nothing yet.
 
     Args:
-      predict_fn: (state, batch) -> (logits, out), not jitted.
-      batch_sharding: of the batches.
-      data: source to evaluate on.
-      pp_fn: preprocessing; its result has `label_key`.
-      batch_size: over all devices.
-      pp_modules: modules with the preprocessing ops.
-      loss_name: name of a function in `losses`.
-      label_key: of number[b, k] in {0, 1} in the batch.
+      predict_fn: (state, batch, rng=) -> (logits, out), not jitted.
+      loader: Opens the data and compiles.
+      data: Source to evaluate on.
+      pp_fn: Preprocessing string; its result has `label_key`.
+      loss_name: Name of a function in `losses`.
+      label_key: Key of the labels in the batch, number[b, k] in {0, 1}.
     """
     self._label_key = label_key
-    self._measure = _make_measure(
-        predict_fn, loss_name, label_key, batch_sharding)
-    self._batches = harness.open_data(
-        data, pp_fn, batch_size, batch_sharding, pp_modules)
+    self._measure = loader.compile(
+        _measure, predict_fn=predict_fn, loss_fn=losses.get_loss(loss_name),
+        label_key=label_key)
+    self._examples = loader.open(data, pp_fn)
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yields the metrics of `state`.
 
     Raises:
-      ValueError: labels other than 0 and 1, or no example with a label.
+      ValueError: a label is neither 0 nor 1, or no example has a label.
     """
-    values = harness.collect(self._measure, state, self._batches)
+    values = self._examples.collect(self._measure, state)
     is_binary = values.pop("is_binary")
     if not is_binary.all():
       raise ValueError(
           f"{np.sum(~is_binary)} of {is_binary.size} examples have values "
-          f"other than 0 and 1 in {self._label_key!r}: smoothed or mixed "
-          "labels, for which accuracy is not defined. Leave the on and off "
-          "values of onehot at 1 and 0 in the preprocessing of evaluators.")
-    counts = values.pop("has_label")
-    if not counts.any():
+          f"other than 0 and 1 in {self._label_key!r}. Accuracy is not defined "
+          "for smoothed or mixed labels: leave the on and off values of onehot "
+          "at 1 and 0 in the preprocessing of evaluators.")
+    has_label = values.pop("has_label")
+    if not has_label.any():
       raise ValueError(
-          f"None of {counts.size} examples has a label in "
+          f"None of {has_label.size} examples has a label in "
           f"{self._label_key!r}: there is nothing to average.")
     for name, value in values.items():
-      yield name, np.mean(value[counts], dtype=np.float64)
+      yield name, np.mean(value[has_label], dtype=np.float64)
 
 
-@functools.lru_cache(maxsize=64)  # One compilation for val, test, ReaL, ...
-def _make_measure(
-    predict_fn: Callable, loss_name: str, label_key: str,
-    batch_sharding: jax.sharding.NamedSharding) -> Callable:
-  """The compiled (state, batch) -> ({name: [b]}, mask)."""
-  loss_fn = losses.get_loss(loss_name)
-
-  def measure(state, batch):
-    logits, _ = predict_fn(state, batch)
-    labels = harness.get_from_batch(batch, label_key)
-    if labels.shape != logits.shape:
-      raise config_lib.ConfigError(
-          f"{label_key!r} has the shape {labels.shape} and the logits "
-          f"{logits.shape}; both must be [b, k]: has the preprocessing "
-          f"onehot({logits.shape[-1]})?")
-    is_label = labels > 0
-    rank = _rank_of_best_label(logits, is_label)
-    values = {"prec@1": rank < 1}
-    if logits.shape[-1] > 5:
-      values["prec@5"] = rank < 5
-    values["loss"] = loss_fn(logits=logits, labels=labels.astype(jnp.float32))
-    values["has_label"] = jnp.any(is_label, axis=-1)
-    values["is_binary"] = jnp.all((labels == 0) | (labels == 1), axis=-1)
-    return values, batch["_mask"]
-
-  return harness.jit(measure, batch_sharding)
+def _measure(state, batch, rng, *, predict_fn, loss_fn, label_key):
+  logits, _ = predict_fn(state, batch, rng=rng)
+  labels = harness.get_from_batch(batch, label_key)
+  if labels.shape != logits.shape:
+    raise config_lib.ConfigError(
+        f"{label_key!r} has the shape {labels.shape} and the logits "
+        f"{logits.shape}; both must be [b, k]: has the preprocessing "
+        f"onehot({logits.shape[-1]})?")
+  is_label = labels > 0
+  rank = _rank_of_best_label(logits, is_label)
+  values = {"prec@1": rank < 1}
+  if logits.shape[-1] > 5:
+    values["prec@5"] = rank < 5
+  values["loss"] = loss_fn(logits=logits, labels=labels.astype(jnp.float32))
+  values["has_label"] = jnp.any(is_label, axis=-1)
+  values["is_binary"] = jnp.all((labels == 0) | (labels == 1), axis=-1)
+  return values
 
 
 def _rank_of_best_label(logits, is_label):
-  """int32[b]: how many classes are ahead of the first of the labels.
+  """Counts the classes that are ahead of the best label, int32[b].
 
-  Of equal logits the first is ahead, as in argmax. Not by `jax.lax.top_k`, for
-  which XLA would gather the logits of all devices.
+  Of equal logits the first is ahead, as in argmax. `jax.lax.top_k` would be
+  shorter, but XLA would gather the logits of all devices for it.
   """
   labelled = jnp.where(is_label, logits, -jnp.inf)
   best = jnp.max(labelled, axis=-1, keepdims=True)
   best_idx = jnp.argmax(labelled, axis=-1, keepdims=True)
   not_ahead = (logits < best) | (
       (logits == best) & (jnp.arange(logits.shape[-1]) >= best_idx))
-  # Counted by what is not ahead, so that NaN is last and not first.
+  # Negated, because comparisons with NaN are false: a NaN is then last rather
+  # than first.
   return jnp.sum(~not_ahead, axis=-1)

@@ -8,64 +8,62 @@ enough to follow a training run.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from big_vision import config as config_lib
 from big_vision.evaluators import harness
+from big_vision.evaluators import representation
 
 # Far larger than a whitened feature, so that `l2_reg` hardly acts on the bias.
 _BIAS = 100.
 
 
 class Evaluator:
-  """Accuracy of a ridge regression on k examples per class, for several k.
+  """Measures a ridge regression on k examples per class, for several k.
 
   Needs a predict function that returns (logits float[b, k], out).
 
   Metrics: `{g}/{dataset}_{k}shot-seed-{s}` for every choice s of examples and
-  `{g}/{dataset}_{k}shot`, the mean over s; in [0, 1], higher is better. The
-  group g is "a" for those in `display_first` and "z" for the others.
+  `{g}/{dataset}_{k}shot`, the mean over s; accuracies in [0, 1], higher is
+  better. The group g is "a" for those in `display_first` and "z" for the
+  others.
 
-  As in big_vision, so that numbers compare. It differs in that the mean over
-  the seeds is reported, representations are kept per data set *and* split, the
-  solution is in float64, and that a class with fewer than k examples is an
-  error (see `allow_fewer`).
+  Source: google-research/big_vision `evaluators/fewshot_lsr.py`, so that
+  numbers compare. It differs in that the mean over the seeds is reported,
+  representations are kept per data set *and* split, the solution is in float64,
+  and a class with fewer than k examples is an error (see `allow_fewer`).
   """
 
   def __init__(
-      self, predict_fn: Callable, *,
-      batch_sharding: jax.sharding.NamedSharding, batch_size: int,
+      self, predict_fn: Callable, loader: harness.Loader, *,
       datasets: Mapping[str, Sequence[str | Mapping[str, Any] | None]],
       pp_train: str, pp_eval: str, shots: Sequence[int] = (1, 5, 10, 25),
       l2_reg: float = 2. ** 10, representation_layer: str | None = None,
       num_seeds: int = 3, label_key: str = "label",
       display_first: Sequence[tuple[str, int]] = (),
-      allow_fewer: bool = False, pp_modules: Sequence[str] | None = None):
+      allow_fewer: bool = False):
     """Opens the data; compiles and reads nothing yet.
 
     Args:
-      predict_fn: (state, batch) -> (logits, out), not jitted.
-      batch_sharding: of the batches.
-      batch_size: over all devices.
+      predict_fn: (state, batch, rng=) -> (logits, out), not jitted.
+      loader: Opens the data and compiles.
       datasets: {name in metrics: (source, train split, test split)}; a source
         is its name or a dict of its options. A split of None is left out, one
         that is a dict adds options to those of the source.
-      pp_train: preprocessing of train splits; keeps `label_key`.
-      pp_eval: preprocessing of test splits; keeps `label_key`.
-      shots: values of k.
-      l2_reg: weight of the squared norm of the classifier.
-      representation_layer: name in `out`; None for the logits.
-      num_seeds: how many choices of examples.
-      label_key: of int[b] in the batch.
-      display_first: (dataset, k) of the metrics in group "a".
-      allow_fewer: whether to use all examples of a class that has fewer than k,
+      pp_train: Preprocessing string of train splits; keeps `label_key`.
+      pp_eval: Preprocessing string of test splits; keeps `label_key`.
+      shots: Values of k.
+      l2_reg: Weight of the squared norm of the classifier.
+      representation_layer: Name in `out`; None for the logits.
+      num_seeds: Number of random choices of examples.
+      label_key: Key of the labels in the batch, int[b].
+      display_first: (dataset, k) pairs of the metrics in group "a".
+      allow_fewer: Whether to use all examples of a class that has fewer than k,
         as big_vision does without saying so (24 instead of 25 in Cars196).
-      pp_modules: modules with the preprocessing ops.
 
     Raises:
-      ConfigError: `display_first` has what is not measured, or a data set is
-        not given by three values.
+      ConfigError: `display_first` has a pair that is not measured, or a data
+        set is not given by three values.
     """
     self._shots = tuple(shots)
     self._l2_reg = l2_reg
@@ -76,11 +74,11 @@ class Evaluator:
     unknown = self._display_first - set(measured)
     if unknown:
       raise config_lib.ConfigError(
-          f"display_first has {sorted(unknown)}, which is not measured; "
-          f"measured are {measured}.")
-    self._measure = harness.jit(
-        harness.make_represent(predict_fn, representation_layer, label_key),
-        batch_sharding)
+          f"display_first has {sorted(unknown)}, which is not measured; there "
+          f"are {measured}.")
+    self._measure = loader.compile(
+        representation.represent, predict_fn=predict_fn,
+        layer=representation_layer, label_key=label_key)
     self._datasets = {}
     for name, entry in datasets.items():
       if isinstance(entry, str) or len(entry) != 3:
@@ -89,37 +87,35 @@ class Evaluator:
             "(source, train split, test split).")
       source, *splits = entry
       self._datasets[name] = tuple(
-          harness.open_data(
-              _with_split(source, split), pp_fn, batch_size, batch_sharding,
-              pp_modules)
+          loader.open(_with_split(source, split), pp_fn)
           for split, pp_fn in zip(splits, (pp_train, pp_eval)))
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yields the metrics of `state`.
 
     Raises:
-      ValueError: a class has too few examples; names data set, class, counts.
-        Or a split has no labels.
+      ValueError: a class has too few examples, or a split has no labels; names
+        the data set.
     """
-    # Data sets may share splits; `open_data` gives these one pipeline.
+    # Data sets may share splits, whose `Examples` are then the same object.
     cache = {}
-    def represent(pipeline):
-      if id(pipeline) not in cache:
-        cache[id(pipeline)] = harness.collect(self._measure, state, pipeline)
-      return cache[id(pipeline)]
+    def represent(examples):
+      if id(examples) not in cache:
+        cache[id(examples)] = examples.collect(self._measure, state)
+      return cache[id(examples)]
 
     for name, (train_data, test_data) in self._datasets.items():
       x, y = represent(train_data)
       x_test, y_test = represent(test_data)
-      harness.check_classes(y, f"datasets.{name}, train split")
-      harness.check_classes(y_test, f"datasets.{name}, test split")
+      representation.check_labelled(y, f"datasets.{name}, train split")
+      representation.check_labelled(y_test, f"datasets.{name}, test split")
       if not self._allow_fewer:
         _check_counts(name, y, y_test, max(self._shots))
       accuracies = {k: [] for k in self._shots}
       for seed in range(self._num_seeds):
         for k, chosen in choose(y, self._shots, seed).items():
           scores = fit(x[chosen], y[chosen], self._l2_reg)(x_test)
-          # Of a broken model no prediction is right; argmax would say class 0.
+          # No prediction of a diverged model is right; argmax would be class 0.
           is_right = np.isfinite(scores).all(axis=1) & (
               np.argmax(scores, axis=1) == y_test)
           accuracies[k].append(np.mean(is_right))
@@ -134,16 +130,18 @@ class Evaluator:
 def choose(
     labels: np.ndarray, shots: Sequence[int], seed: int
 ) -> dict[int, np.ndarray]:
-  """Indices of k examples of every class, for every k; fewer k are a subset.
+  """Chooses k examples of every class, for every k.
+
+  The choice for fewer shots is a subset of that for more.
 
   Args:
-    labels: int[n].
-    shots: values of k.
-    seed: of NumPy's default generator, which is asked for one permutation per
+    labels: int[n], non-negative.
+    shots: Values of k.
+    seed: Seed of a NumPy generator, from which one permutation is drawn per
       class, in the order of the classes.
 
   Returns:
-    {k: int[<= k * classes]}, ordered by class.
+    {k: int[<= k * classes]}, indices ordered by class.
   """
   rng = np.random.default_rng(seed)
   by_class = [
@@ -153,18 +151,18 @@ def choose(
 
 
 def fit(x: np.ndarray, labels: np.ndarray, l2_reg: float) -> Callable:
-  """Ridge regression from whitened features to +1 (the class) and -1.
+  """Fits a ridge regression from whitened features to +1 (the class) and -1.
 
   w = (X'X + l2_reg I)^-1 X'Y = X' (XX' + l2_reg I)^-1 Y, whichever is smaller,
   where the last column of X is the constant 100.
 
   Args:
-    x: float[n, d].
-    labels: int[n].
-    l2_reg: positive.
+    x: float[n, d], features.
+    labels: int[n], classes.
+    l2_reg: Weight of the squared norm; positive.
 
   Returns:
-    The function float[m, d] -> float64[m, k] scores, highest for the predicted
+    A function float[m, d] -> float64[m, k] of scores, highest for the predicted
     class; k is the largest label plus one.
   """
   x = x.astype(np.float64)
@@ -186,7 +184,7 @@ def fit(x: np.ndarray, labels: np.ndarray, l2_reg: float) -> Callable:
 
 
 def _check_counts(name: str, y: np.ndarray, y_test: np.ndarray, shots: int):
-  """Raises ValueError if a class that occurs has fewer examples than needed."""
+  """Raises ValueError if a class has fewer training examples than `shots`."""
   classes = np.union1d(y, y_test)
   counts = {int(c): int(np.sum(y == c)) for c in classes}
   short = {c: count for c, count in counts.items() if count < shots}
@@ -201,7 +199,7 @@ def _check_counts(name: str, y: np.ndarray, y_test: np.ndarray, shots: int):
 
 
 def _with_split(source: str | Mapping[str, Any], split) -> dict[str, Any]:
-  """Options of a source for one of its splits."""
+  """Returns the options of a source for one of its splits."""
   options = {"name": source} if isinstance(source, str) else dict(source)
   if isinstance(split, Mapping):
     return {**options, **split}

@@ -1,351 +1,330 @@
-"""What evaluators share, and how they are made from a config.
+"""The parts that evaluators share: opening data, compiling, collecting results.
 
-An evaluator is a module below `big_vision.evaluators` with a class
+An evaluator is a module with a class
 
-  Evaluator(predict_fn, *, batch_sharding, batch_size, <its own>)
-    .run(state) yields (metric name, float or picture, see `pictures`)
+  Evaluator(predict_fn, loader, *, <options>)
+    .run(state) yields (metric name, number or picture)
 
-`predict_fn(state, batch)` is not jitted: the evaluator jits it together with
-what it measures, once. The state is an argument, neither donated nor kept.
-TensorFlow is imported when data is opened, not when a module is.
+whose options are the keys that the config sets in `config.evals.NAME`. A whole
+one, which works on any number of devices and hosts:
+
+  class Evaluator:
+
+    def __init__(self, predict_fn, loader, *, data, pp_fn):
+      def measure(state, batch, rng):
+        logits, _ = predict_fn(state, batch, rng=rng)
+        return {"max_logit": logits.max(axis=-1)}  # One number per example.
+      self._measure = loader.compile(measure)
+      self._examples = loader.open(data, pp_fn)
+
+    def run(self, state):
+      yield from self._examples.mean(self._measure, state).items()
+
+`measure` returns values per example; padding is left out before anything is
+averaged, and a value that is already an average is an error. `rng` depends on
+the run's seed and the batch's number only, so predict functions that draw give
+the same result at every evaluation and on any number of devices.
+
+TensorFlow is imported when data is opened, not when a module is imported.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import contextvars
-import dataclasses
-import functools
-from typing import Any
-import weakref
+import copy
+import itertools
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from big_vision import config as config_lib
-from big_vision import durations
-from big_vision import modules
 from big_vision import sharding
 from big_vision import tree
-from big_vision.run import pictures
 
-# Enough for the devices to always have work, few enough to fit.
+# Batches that may wait on the devices: enough for them to always have work, few
+# enough to fit into memory.
 NUM_IN_FLIGHT = 4
-# What `run_all` was given to call.
-_check = contextvars.ContextVar("check", default=lambda: None)
-# Pipelines in use, so that evaluators of the same data (the loss and the
-# accuracy, the parameters and their average) open it once.
-_PIPELINES = weakref.WeakValueDictionary()
+# Keeps the draws of evaluations apart from all other uses of the seed.
+_SALT = 0xE7A1
 
 
-@dataclasses.dataclass(frozen=True)
-class Scheduled:
-  """An evaluator of a run: its name, what it measures, when.
+class Measured(NamedTuple):
+  """The results of one batch.
 
   Attributes:
-    name: key in `config.evals`; with "_ema" appended for the averaged twin.
-    prefix: put before the name of every metric.
-    evaluator: the `Evaluator`.
-    log_steps: steps between two runs; None or 0 for first and last step only.
-    skip_first: whether not to run before the first update.
-    total_steps: steps of the training run; None outside of training.
+    values: Tree of arrays [b, ...].
+    mask: float32[b], 1 for examples, 0 for padding.
   """
-  name: str
-  prefix: str
-  evaluator: Any
-  log_steps: int | None = None
-  skip_first: bool = False
-  total_steps: int | None = None
+  values: Any
+  mask: jax.Array
 
-  def due(self, step: int) -> bool:
-    """Whether to run after update `step` (0: before the first update)."""
-    if self.total_steps is None or step == self.total_steps:
-      return True
-    if step == 0:
-      return not self.skip_first
-    return bool(self.log_steps) and step % self.log_steps == 0
 
-  def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields (prefixed name, value); errors say which evaluator it was."""
+class Loader:
+  """Opens data for evaluators and compiles what they measure.
+
+  One loader serves all evaluators of a run: those that ask for the same data
+  (the loss and the accuracy, the parameters and their average), or for the same
+  program on other data (val, test, ...), share it.
+
+  Attributes:
+    batch_sharding: jax.sharding.NamedSharding of the batches' first axis.
+    batch_size: Number of examples in a batch, over all devices.
+    seed: Seed of the run.
+  """
+
+  def __init__(
+      self, batch_sharding: jax.sharding.NamedSharding, batch_size: int, *,
+      pp_modules: Sequence[str] | None = None, seed: int = 0):
+    """Makes a loader; opens and compiles nothing yet.
+
+    Args:
+      batch_sharding: Sharding of the batches' first axis.
+      batch_size: Number of examples in a batch, over all devices.
+      pp_modules: Modules with preprocessing ops, beside the default ones.
+      seed: Seed of the run, from which predict functions draw.
+    """
+    self.batch_sharding = batch_sharding
+    self.batch_size = batch_size
+    self.seed = int(seed)
+    self._pp_modules = None if pp_modules is None else tuple(pp_modules)
+    self._shared = _Shared()
+
+  def with_batch_size(self, batch_size: int) -> "Loader":
+    """Returns a loader with another batch size that shares all else."""
+    other = copy.copy(self)
+    other.batch_size = batch_size
+    return other
+
+  def open(self, data: Mapping[str, Any], pp_fn: str) -> "Examples":
+    """Opens the examples of `data`; reads nothing yet.
+
+    Args:
+      data: Name and options of a source. One pass over it is an evaluation.
+      pp_fn: Preprocessing string.
+
+    Returns:
+      The `Examples`; the same object for equal arguments.
+
+    Raises:
+      ConfigError: the source or the preprocessing is invalid.
+      DataError: the data is missing or empty.
+    """
+    data = plain(data)
+    key = repr((sorted(data.items()), pp_fn, self.batch_size))
+    if key not in self._shared.examples:
+      self._shared.examples[key] = Examples(
+          self._make_pipeline(data, pp_fn), self.batch_size)
+    return self._shared.examples[key]
+
+  def _make_pipeline(self, data, pp_fn):
+    # Not above: this imports TensorFlow.
+    from big_vision import input_pipeline  # pylint: disable=g-import-not-at-top
+    kw = {} if self._pp_modules is None else {"pp_modules": self._pp_modules}
+    return input_pipeline.make_evaluation(
+        data, pp_fn, self.batch_size, sharding=self.batch_sharding,
+        check=self._check, **kw)
+
+  def compile(self, measure: Callable, **options) -> Callable:
+    """Compiles a function of a batch, for `Examples.collect` and `.mean`.
+
+    Args:
+      measure: (state, batch, rng, **options) -> tree of arrays [b, ...], one
+        value or array per example, padding included. `rng` differs from batch
+        to batch.
+      **options: Hashable keyword arguments of `measure`, fixed from now on.
+        Equal functions with equal options are compiled once.
+
+    Returns:
+      The compiled function (state, batch, batch number) -> `Measured`, whose
+      arrays every process holds in full. While tracing it raises ConfigError
+      for values that are not per example.
+    """
+    return self.jit(_measure, measure=measure, seed=self.seed,
+                    options=tuple(sorted(options.items())))
+
+  def jit(self, function: Callable, **options) -> Callable:
+    """Compiles any function, with results that every process holds in full.
+
+    Args:
+      function: A pure function of arrays.
+      **options: Hashable keyword arguments of `function`, fixed from now on.
+        Equal functions with equal options are compiled once.
+    """
+    key = function, tuple(sorted(options.items()))
+    if key not in self._shared.programs:
+      def program(*args):
+        return function(*args, **options)
+      self._shared.programs[key] = jax.jit(
+          program,
+          out_shardings=sharding.replicated(self.batch_sharding.mesh))
+    return self._shared.programs[key]
+
+  @contextlib.contextmanager
+  def checking(self, check: Callable[[], None]):
+    """Calls `check` every few batches of any data of this run, while it lasts.
+
+    An exception raised by `check` ends the evaluation. It is called on all
+    processes alike.
+    """
+    previous, self._shared.check = self._shared.check, check
     try:
-      for name, value in self.evaluator.run(state):
-        yield f"{self.prefix}{name}", (
-            value if pictures.is_picture(value) else float(value))
-    except Exception as error:
-      error.add_note(f"This was the evaluator config.evals.{self.name}.")
-      raise
+      yield
+    finally:
+      self._shared.check = previous
+
+  def _check(self):
+    if self._shared.check is not None:
+      self._shared.check()
 
 
-def make_evaluators(
-    evals: Mapping[str, Mapping[str, Any]] | None,
-    predict_fns: Mapping[str, Callable], *,
-    batch_sharding: jax.sharding.NamedSharding, batch_size: int,
-    total_steps: int | None = None, data_size: int | None = None,
-    train_batch_size: int | None = None,
-    pp_modules: Sequence[str] | None = None, workdir: str | None = None,
-    where: str = "config.evals") -> list[Scheduled]:
-  """Makes the evaluators that a config asks for.
+class _Shared:
+  """The state that all loaders of a run have in common."""
 
-  Keys of `evals.<name>`: `type` (module below `big_vision.evaluators`, default
-  `<name>`), `pred` (which predict function, default "predict"), `pred_kw` (its
-  keyword arguments), `prefix` (default "<name>/"), `skip_first`,
-  `log_{steps,examples,epochs,percent}`, `batch_size`; the others are the
-  evaluator's own. Where the task also has `<pred>_ema`, a second evaluator
-  measures it, under `<prefix>ema/`.
+  def __init__(self):
+    self.examples = {}  # {description: Examples}
+    self.programs = {}  # {(function, options): compiled function}
+    self.check = None
 
-  Data is opened here, so that what is missing shows at the start, and read
-  only when an evaluator runs.
 
-  Args:
-    evals: `config.evals`; None for no evaluators.
-    predict_fns: the task's; {name: (state, batch, **kw) -> Any}.
-    batch_sharding: how batches are spread over the devices.
-    batch_size: over all devices, for evaluators that do not set their own.
-    total_steps: of the training run, for the schedule; None outside of
-      training, where `log_*` and `skip_first` mean nothing.
-    data_size: examples of a training epoch, for `log_epochs`.
-    train_batch_size: for `log_epochs` and `log_examples`.
-    pp_modules: modules with the preprocessing ops; None for the default ones.
-    workdir: of the run; replaces "{workdir}" in the evaluators' strings, as
-      the evaluator's name, which the twin of an average has its own of,
-      replaces "{name}".
-    where: the path of `evals`, for messages.
+class Examples:
+  """The examples of one data set; iterating gives one pass of batches.
 
-  Returns:
-    In the order of the config, a twin after its evaluator.
+  Batches are {key: jax.Array [b, ...]}, the last one padded; "_mask",
+  float32[b], is 1 for examples and 0 for padding.
 
-  Raises:
-    ConfigError: an unknown type, pred or key; says which exist.
+  Attributes:
+    num_examples: Number of examples, without padding.
   """
-  given = {} if pp_modules is None else {"pp_modules": tuple(pp_modules)}
-  bound = {}
-  made = []
-  for name, options in (evals or {}).items():
-    path = f"{where}.{name}"
-    if not isinstance(options, Mapping):
-      raise config_lib.ConfigError(
-          f"{path} is {options!r}; it must be a dict of the evaluator's keys.")
-    rest = {key: value.replace("{workdir}", workdir)
-            if workdir and isinstance(value, str) else value
-            for key, value in options.items()}
-    def take(key, default=None):
-      value = rest.pop(key, None)  # None means "not set".
-      return default if value is None else value
 
-    evaluator_type = take("type", name)
-    module = modules.find("evaluator", evaluator_type, f"{path}.type")
-    pred = take("pred", "predict")
-    if pred not in predict_fns:
-      raise config_lib.ConfigError(
-          f"{path}.pred: the task has no predict function {pred!r}"
-          f"{config_lib.nearest(pred, predict_fns)}. It has "
-          f"{sorted(predict_fns)}.")
-    pred_kw = plain(take("pred_kw", {}))
-    prefix = take("prefix", f"{name}/")
-    skip_first = take("skip_first", False)
-    log_steps = None if total_steps is None else durations.get_steps(
-        "log", options, batch_size=train_batch_size, data_size=data_size,
-        total_steps=total_steps)
-    for unit in ("steps", "examples", "epochs", "percent"):
-      take(f"log_{unit}")
-    own_batch_size = take("batch_size", batch_size)
-    sharding.check_divides(own_batch_size, batch_sharding, f"{path}.batch_size")
+  def __init__(self, pipeline, batch_size: int):
+    self._pipeline = pipeline
+    self._batch_size = batch_size
+    self.num_examples = pipeline.num_examples
 
-    twins = [(name, pred, prefix)]
-    if f"{pred}_ema" in predict_fns:
-      twins.append((f"{name}_ema", f"{pred}_ema", f"{prefix}ema/"))
-    for twin_name, twin_pred, twin_prefix in twins:
-      # One function object for the same arguments, so that evaluators which
-      # differ in their data alone can share a compiled function.
-      predict_fn = bound.setdefault(
-          (twin_pred, repr(pred_kw)),
-          functools.partial(predict_fns[twin_pred], **pred_kw))
-      own = {key: value.replace("{name}", twin_name)
-             if isinstance(value, str) else value
-             for key, value in rest.items()}
-      evaluator = config_lib.call(
-          module.Evaluator, own, path, predict_fn=predict_fn,
-          batch_sharding=batch_sharding, batch_size=own_batch_size, **given)
-      made.append(Scheduled(
-          twin_name, twin_prefix, evaluator, log_steps, skip_first,
-          total_steps))
-  return made
+  def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+    return iter(self._pipeline)
 
+  def collect(
+      self, measure: Callable, state: Mapping[str, Any],
+      num_examples: int | None = None):
+    """Measures all batches and returns the results of the real examples.
 
-def run_all(
-    scheduled: Iterable[Scheduled], state: Mapping[str, Any],
-    around: Callable[[str], Any] = contextlib.nullcontext,
-    check: Callable[[], None] = lambda: None) -> dict[str, Any]:
-  """What all these evaluators measure.
+    Results per example, not sums, come to the host: they are small, what
+    follows can be exact, and no metric depends on the number of devices.
+    Padding is left out rather than multiplied by zero, as a model may return
+    NaN for it.
 
-  Args:
-    scheduled: of `make_evaluators`.
-    state: of the task, with "frozen".
-    around: name -> context manager in which that evaluator runs.
-    check: called before each evaluator and every few batches of its data, on
-      all processes alike; what it raises ends the evaluation.
+    Args:
+      measure: Function that `Loader.compile` returned.
+      state: The task's state.
+      num_examples: Number of examples to measure, rounded up to whole batches;
+        None for all.
 
-  Raises:
-    ConfigError: two evaluators measure something under the same name.
-  """
-  values = {}
-  token = _check.set(check)
-  try:
-    for evaluator in scheduled:
-      check()
-      with around(f"eval/{evaluator.name}"):
-        for name, value in evaluator.run(state):
-          if name in values:
-            raise config_lib.ConfigError(
-                f"config.evals.{evaluator.name} measures {name!r}, which "
-                "another evaluator does too; give it another `prefix`.")
-          values[name] = value
-  finally:
-    _check.reset(token)
-  return values
+    Returns:
+      The tree that `measure` returns, of NumPy arrays [n, ...] in the order of
+      the data.
 
+    Raises:
+      ValueError: there are no examples.
+      TypeError: `measure` was not compiled by a loader.
+    """
+    num_batches = num_examples and -(-num_examples // self._batch_size)
+    # The host waits for a batch that was sent NUM_IN_FLIGHT batches ago, so the
+    # devices always have work and memory is bounded.
+    in_flight, parts = collections.deque(), []
 
-def plain(value):
-  """`value` with every mapping in it a dict; counts as reading the config."""
-  if isinstance(value, Mapping):
-    return {key: plain(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return type(value)(plain(item) for item in value)
-  return value
+    def fetch():
+      values, mask = jax.device_get(in_flight.popleft())
+      is_real = mask > 0
+      parts.append(jax.tree.map(lambda x: x[is_real], values))
 
-
-def open_data(
-    data: Mapping[str, Any], pp_fn: str, batch_size: int,
-    batch_sharding: jax.sharding.NamedSharding,
-    pp_modules: Sequence[str] | None = None):
-  """The evaluation pipeline of `data`, shared by those who ask for the same.
-
-  Args:
-    data: `name` and options of a source, one pass over which is an evaluation.
-    pp_fn: preprocessing string.
-    batch_size: over all devices.
-    batch_sharding: of the batches.
-    pp_modules: modules with the preprocessing ops; None for the default ones.
-
-  Returns:
-    The `EvaluationPipeline`: iterating gives one pass of {key: jax.Array}, with
-    "_mask" float32[b], 1 for examples and 0 for padding.
-  """
-  # Not above: this imports TensorFlow.
-  from big_vision import input_pipeline  # pylint: disable=g-import-not-at-top
-  data = plain(data)
-  kw = {} if pp_modules is None else {"pp_modules": tuple(pp_modules)}
-  key = repr((sorted(data.items()), pp_fn, batch_size, kw)), batch_sharding
-  pipeline = _PIPELINES.get(key)
-  if pipeline is None:
-    pipeline = input_pipeline.make_evaluation(
-        data, pp_fn, batch_size, sharding=batch_sharding,
-        check=lambda: _check.get()(), **kw)
-    _PIPELINES[key] = pipeline
-  return pipeline
-
-
-def jit(
-    measure: Callable, batch_sharding: jax.sharding.NamedSharding) -> Callable:
-  """`measure` compiled, with results that every process holds in full."""
-  return jax.jit(
-      measure, out_shardings=sharding.replicated(batch_sharding.mesh))
-
-
-def collect(
-    measure: Callable, state: Mapping[str, Any],
-    batches: Iterable[Mapping[str, jax.Array]],
-    num_in_flight: int = NUM_IN_FLIGHT):
-  """Applies `measure` to all batches and returns the real examples' results.
-
-  Results per example, not sums, come to the host: they are small, what follows
-  can be exact, and no metric depends on the number of devices. Padding is left
-  out rather than multiplied by zero, as a model may return NaN for it.
-
-  Args:
-    measure: (state, batch) -> (tree of [b, ...], mask [b]); see `jit`.
-    state: of the task.
-    batches: global batches.
-    num_in_flight: batches that may wait on the devices. The host waits for one
-      sent this long ago, so the devices always have work and memory is bounded.
-
-  Returns:
-    The tree, of NumPy arrays [n, ...], in the order of the data.
-
-  Raises:
-    ValueError: there is no example.
-  """
-  in_flight, parts = collections.deque(), []
-
-  def fetch():
-    values, mask = jax.device_get(in_flight.popleft())
-    real = mask > 0
-    parts.append(jax.tree.map(lambda x: x[real], values))
-
-  for batch in batches:
-    in_flight.append(measure(state, batch))
-    if len(in_flight) > num_in_flight:
+    for number, batch in enumerate(itertools.islice(self, num_batches)):
+      in_flight.append(measure(state, batch, np.int32(number)))
+      if not isinstance(in_flight[-1], Measured):
+        raise TypeError(
+            f"{measure} is not compiled; pass what loader.compile(...) "
+            "returned.")
+      if len(in_flight) > NUM_IN_FLIGHT:
+        fetch()
+    while in_flight:
       fetch()
-  while in_flight:
-    fetch()
-  if not parts or not len(jax.tree.leaves(parts)[0]):
-    raise ValueError("There is no example to evaluate: the data is empty.")
-  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    if not parts or not sum(len(x) for x in jax.tree.leaves(parts)):
+      raise ValueError("There are no examples to evaluate: the data is empty.")
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+  def mean(
+      self, measure: Callable, state: Mapping[str, Any]) -> dict[str, float]:
+    """Measures all batches and averages over the real examples, in float64.
+
+    Args:
+      measure: Function that `Loader.compile` returned.
+      state: The task's state.
+
+    Returns:
+      {name: mean}; names of nested values are joined by "/".
+
+    Raises:
+      ValueError: there are no examples.
+    """
+    values = self.collect(measure, state)
+    return {name: float(np.mean(value, dtype=np.float64))
+            for name, value in tree.flatten_with_names(values)}
 
 
-def make_represent(
-    predict_fn: Callable, layer: str | None, label_key: str) -> Callable:
-  """A function (state, batch) -> features and labels, for probes.
+def make_rng(seed: int, number) -> jax.Array:
+  """Makes the key from which an evaluation draws for one batch.
 
   Args:
-    predict_fn: (state, batch) -> (logits [b, k], out), `out` a dict of
-      intermediates.
-    layer: name in `out` ("pre_logits", "encoder/block07"); None for the logits.
-    label_key: of int[b] in the batch.
-
-  Returns:
-    (state, batch) -> ((features float32[b, d], labels int[b]), mask).
-    While tracing it raises ConfigError for a layer or label that does not exist
-    or does not have this shape.
+    seed: Seed of the run.
+    number: int32[], position of the batch in its pass over the data.
   """
-  def represent(state, batch):
-    logits, out = predict_fn(state, batch)
-    features = logits
-    if layer is not None:
-      named = dict(tree.flatten_with_names(out))
-      if layer not in named:
-        raise config_lib.ConfigError(
-            f"representation_layer={layer!r} is not in the model's output"
-            f"{config_lib.nearest(layer, named)}. There are {sorted(named)}.")
-      features = named[layer]
-    if features.ndim != 2:
-      raise config_lib.ConfigError(
-          f"representation_layer={layer!r} has the shape {features.shape}; "
-          "one vector per example, [b, d], is needed.")
-    labels = get_from_batch(batch, label_key)
-    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
-      raise config_lib.ConfigError(
-          f"label_key={label_key!r} is {labels.dtype}{list(labels.shape)} in "
-          "the batch; one class index per example, int[b], is needed.")
-    return (features.astype(jnp.float32), labels), batch["_mask"]
-  return represent
+  rng = jax.random.fold_in(jax.random.key(seed), _SALT)
+  return jax.random.fold_in(rng, number)
 
 
-def check_classes(labels: np.ndarray, where: str):
-  """Raises ValueError if there are labels that stand for "unknown"."""
-  if (labels < 0).any():
-    raise ValueError(
-        f"{where}: {np.sum(labels < 0)} of {labels.size} labels are negative. "
-        "Is this a split whose labels are not public?")
+def _measure(state, batch, number, *, measure, seed, options) -> Measured:
+  """Applies `measure` to a batch with the batch's own rng."""
+  values = measure(state, batch, make_rng(seed, number), **dict(options))
+  check_per_example(values, len(batch["_mask"]))
+  return Measured(values=values, mask=batch["_mask"])
+
+
+def check_per_example(values, b: int, rank: int | None = None):
+  """Raises ConfigError unless `values` is a tree of arrays [b, ...].
+
+  Args:
+    values: Tree to check.
+    b: Number of examples in the batch, padding included.
+    rank: Number of axes that every array must have; None for any.
+  """
+  named = tree.flatten_with_names(values)
+  if named and all(
+      np.shape(leaf)[:1] == (b,) and rank in (None, np.ndim(leaf))
+      for _, leaf in named):
+    return
+  listing = "\n".join(
+      f"  {name or type(leaf).__name__}: {np.shape(leaf)}"
+      for name, leaf in named)
+  wanted = "arrays of shape [b, ...]" if rank is None else (
+      f"arrays with {rank} axis" if rank == 1 else f"arrays with {rank} axes")
+  raise config_lib.ConfigError(
+      f"Evaluators average over examples, so they need values per example: "
+      f"{wanted} with b={b}, not averaged over the batch. There are:\n"
+      f"{listing or '  no arrays'}")
 
 
 def get_from_batch(
     batch: Mapping[str, Any], key: str, option: str = "label_key"):
-  """`batch[key]`, where `option` of the evaluator is `key`.
+  """Returns `batch[key]`, where `key` is the value of an evaluator's option.
+
+  Args:
+    batch: The batch.
+    key: Key to look up.
+    option: Name of the evaluator's option, for the message.
 
   Raises:
-    ConfigError: preprocessing did not keep it; says what there is.
+    ConfigError: preprocessing did not keep the key; lists those it kept.
   """
   if key not in batch:
     raise config_lib.ConfigError(
@@ -353,3 +332,15 @@ def get_from_batch(
         f"{config_lib.nearest(key, batch)}. There are {sorted(batch)}; does "
         "the preprocessing keep it?")
   return batch[key]
+
+
+def plain(value):
+  """Copies a value of the config, with every mapping turned into a dict.
+
+  Counts as reading all of it.
+  """
+  if isinstance(value, Mapping):
+    return {key: plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return type(value)(plain(item) for item in value)
+  return value

@@ -1,7 +1,7 @@
-"""Stores what the model says of a few images, for people to look at."""
+"""Stores a model's predictions of a few images, for people to look at."""
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import io
 import itertools
 import json
@@ -17,43 +17,38 @@ from big_vision.evaluators import harness
 
 
 class Evaluator:
-  """Writes the first images of a dataset with their predictions; no metric.
+  """Writes the first images of a data set with their predictions; no metric.
 
-  Needs a predict function (state, batch) -> (logits float[b, k], out), and a
-  batch with "image", float[b, h, w, 1 or 3], and `label_key`.
-
-  Args:
-    predict_fn: un-jitted.
-    batch_sharding: of the batches.
-    data, pp_fn, batch_size, pp_modules: see `common.open_data`.
-    outfile: JSON that `tools.report` reads, where it is called
-      "{workdir}/predictions.json".
-    num_examples: how many images.
-    label_key: one-hot or multi-hot float[b, k].
+  Needs a predict function that returns (logits float[b, k], out), and batches
+  with "image", float[b, h, w, 1 or 3], and `label_key`.
   """
 
   def __init__(
-      self, predict_fn, *, batch_sharding, data: Mapping[str, Any], pp_fn: str,
-      batch_size: int, outfile: str, num_examples: int = 32,
-      label_key: str = "labels", pp_modules: Sequence[str] | None = None):
-    self._batches = harness.open_data(
-        data, pp_fn, batch_size, batch_sharding, pp_modules)
-    self._outfile, self._num_examples = outfile, num_examples
-    self._batch_size = batch_size
+      self, predict_fn: Callable, loader: harness.Loader, *,
+      data: Mapping[str, Any], pp_fn: str, outfile: str,
+      num_examples: int = 32, label_key: str = "labels"):
+    """Opens the data; compiles and reads nothing yet.
 
-    def measure(state, batch):
-      logits, _ = predict_fn(state, batch)
-      labels = harness.get_from_batch(batch, label_key)
-      return (batch["image"].astype(jnp.float32),
-              jax.nn.softmax(logits.astype(jnp.float32)),
-              jnp.argmax(labels, axis=-1)), batch["_mask"]
-    self._measure = harness.jit(measure, batch_sharding)
+    Args:
+      predict_fn: (state, batch, rng=) -> (logits, out), not jitted.
+      loader: Opens the data and compiles.
+      data: Source of the images.
+      pp_fn: Preprocessing string; keeps "image" and `label_key`.
+      outfile: JSON file to write. `tools.report` reads it if it is called
+        "{workdir}/predictions.json".
+      num_examples: Number of images.
+      label_key: Key of the labels in the batch, one-hot or multi-hot
+        float[b, k].
+    """
+    self._outfile, self._num_examples = outfile, num_examples
+    self._measure = loader.compile(
+        _measure, predict_fn=predict_fn, label_key=label_key)
+    self._data = loader.open(data, pp_fn)
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Writes the file; yields nothing."""
-    enough = -(-self._num_examples // self._batch_size)
-    images, probabilities, labels = harness.collect(
-        self._measure, state, itertools.islice(self._batches, enough))
+    images, probabilities, labels = self._data.collect(
+        self._measure, state, self._num_examples)
     examples = []
     for image, p, label in itertools.islice(
         zip(images, probabilities, labels), self._num_examples):
@@ -68,8 +63,16 @@ class Evaluator:
     yield from ()
 
 
+def _measure(state, batch, rng, *, predict_fn, label_key):
+  logits, _ = predict_fn(state, batch, rng=rng)
+  labels = harness.get_from_batch(batch, label_key)
+  return (batch["image"].astype(jnp.float32),
+          jax.nn.softmax(logits.astype(jnp.float32)),
+          jnp.argmax(labels, axis=-1))
+
+
 def _to_png(image) -> str:
-  """float[h, w, c] of any range as base64 PNG; its extremes are 0 and 255."""
+  """Encodes float[h, w, c] as base64 PNG; its extremes become 0 and 255."""
   low, high = float(image.min()), float(image.max())
   scaled = (image - low) * (255 / (high - low)) if high > low else image * 0
   pixels = np.round(scaled).astype(np.uint8)

@@ -19,7 +19,7 @@ from big_vision import build as build_lib
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import state as state_lib
-from big_vision.evaluators import harness as evaluators
+from big_vision.evaluators import schedule as evaluators
 from big_vision.run import checkpoints
 from big_vision.run import cluster
 from big_vision.run import command_line

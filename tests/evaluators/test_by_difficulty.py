@@ -3,6 +3,7 @@ import collections
 from big_vision import config as config_lib
 from big_vision.evaluators import by_difficulty
 from big_vision.evaluators import harness
+from big_vision.evaluators import schedule
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
@@ -16,12 +17,13 @@ NUM = 53  # 3 * 16 + 5
 def make(serve, arrays, batch_sharding, predict_fn, batch_size=16, **kw):
   serve({"x": arrays})
   return by_difficulty.Evaluator(
-      predict_fn, batch_sharding=batch_sharding, data={"name": "x"}, pp_fn="",
-      batch_size=batch_size, **kw)
+      predict_fn, harness.Loader(batch_sharding, batch_size),
+      data={"name": "x"}, pp_fn="", **kw)
 
 
-def predict(state, batch):
-  """Says what "answer" says; padded examples, all zero, give NaN."""
+def predict(state, batch, *, rng=None):
+  """Predicts the batch's "answer"; for padded examples, all zero, NaN."""
+  del rng
   logits = jax.nn.one_hot(batch["answer"], 5) * state["scale"]
   padding = 1 - batch["_mask"].reshape(-1, *[1] * (logits.ndim - 1))
   steps = batch["steps"] + 0. / (1 - padding.reshape(-1))
@@ -33,7 +35,7 @@ STATE = {"scale": jnp.float32(3)}
 
 
 def make_classes(seed=0):
-  """Difficulties that leave gaps, with some answers that are wrong."""
+  """Makes difficulties that leave gaps, with some wrong answers."""
   rng = np.random.default_rng(seed)
   label = rng.integers(0, 5, NUM)
   difficulty = rng.choice([2, 3, 7, 11], NUM, p=[.5, .3, .18, .02])
@@ -45,7 +47,7 @@ def make_classes(seed=0):
 
 
 def count_classes(arrays):
-  """The metrics by counting in Python."""
+  """Computes the metrics by counting in Python."""
   right, steps = collections.defaultdict(list), collections.defaultdict(list)
   keys = ("label", "difficulty", "answer", "steps")
   for label, d, answer, number in zip(*(arrays[k].tolist() for k in keys)):
@@ -76,14 +78,14 @@ def test_classes_equal_counting(serve, batch_sharding):
 
 
 def make_tokens():
-  """Sequences of 1 to 4 tokens; some have one or several wrong ones."""
+  """Makes sequences of 1 to 4 tokens; some have wrong answers."""
   rng = np.random.default_rng(1)
   n = 4
   length = rng.integers(1, n + 1, NUM)
   mask = (np.arange(n) < length[:, None]).astype(np.float32)
   labels = rng.integers(0, 5, (NUM, n))
   answer = np.where(rng.random((NUM, n)) < .2, (labels + 2) % 5, labels)
-  # What is said of padding is always wrong, and does not count.
+  # Answers to padding are always wrong, and do not count.
   answer = np.where(mask > 0, answer, (labels + 1) % 5)
   return {"labels": labels.astype(np.int32), "answer": answer, "mask": mask,
           "difficulty": length.astype(np.int32),
@@ -150,8 +152,8 @@ def test_nan_is_never_right(serve, batch_sharding):
 
 def test_generated_data_from_the_config(batch_sharding):
   """Through the real pipeline: 45 sums on 8 devices in batches of 16."""
-  def adds_without_carry(state, batch):
-    del state
+  def adds_without_carry(state, batch, *, rng=None):
+    del state, rng
     tokens = batch["tokens"]
     def answer(row, k):
       place = jnp.arange(7)
@@ -163,13 +165,13 @@ def test_generated_data_from_the_config(batch_sharding):
     return jax.nn.one_hot(said, 12), {}
 
   data = dict(name="bv:addition", split="test", num_examples=45, max_digits=3)
-  evaluators = harness.make_evaluators(
+  evaluators = schedule.make_evaluators(
       config_lib.Config({"add": dict(
           type="by_difficulty", data=data,
           pp_fn="keep('tokens', 'labels', 'mask', 'difficulty')")}),
       {"predict": adds_without_carry}, batch_sharding=batch_sharding,
       batch_size=16)
-  metrics = harness.run_all(evaluators, {})
+  metrics = schedule.run_all(evaluators, {})
 
   from big_vision.datasets import core
   source = core.open_source(**data)
@@ -197,7 +199,8 @@ def test_generated_data_from_the_config(batch_sharding):
     ({"token_steps": np.ones((NUM, 3))}, {"measure": "tokens"},
      r"mask_key='mask' is not in the batch"),
 ])
-def test_what_does_not_fit_is_named(serve, batch_sharding, change, kw, message):
+def test_errors_name_the_key_that_does_not_fit(
+    serve, batch_sharding, change, kw, message):
   arrays = make_classes()
   arrays.update({k: arrays["difficulty"] if v is None else v
                  for k, v in change.items()})

@@ -5,11 +5,13 @@ import pytest
 
 from big_vision import config as config_lib
 from big_vision.evaluators import classification
+from big_vision.evaluators import harness
 
 DIM = 4
 
 
-def predict(state, batch):
+def predict(state, batch, *, rng=None):
+  del rng
   return batch["image"] @ state["params"]["w"], {}
 
 
@@ -27,8 +29,8 @@ def make_data(n, k, seed=0):
 def make(serve, arrays, batch_sharding, predict_fn=predict, **kw):
   opened = serve({"x": arrays})
   evaluator = classification.Evaluator(
-      predict_fn, batch_sharding=batch_sharding, data={"name": "x"}, pp_fn="",
-      batch_size=16, **kw)
+      predict_fn, harness.Loader(batch_sharding, 16), data={"name": "x"},
+      pp_fn="", **kw)
   return evaluator, opened["x"]
 
 
@@ -82,7 +84,7 @@ def test_no_top5_for_five_classes(serve, batch_sharding):
 
 
 def test_padding_may_give_nan(serve, batch_sharding):
-  def normalizing(state, batch):
+  def normalizing(state, batch, *, rng=None):
     x = batch["image"]
     x = x / jnp.linalg.norm(x, axis=1, keepdims=True)  # 0 / 0 for padding.
     return x @ state["params"]["w"], {}
@@ -124,7 +126,7 @@ def test_the_program_gathers_no_logits(serve, batch_sharding):
   arrays, state = make_data(n=16, k=k)
   evaluator, pipeline = make(serve, arrays, batch_sharding)
   program = evaluator._measure.lower(
-      state, next(iter(pipeline))).compile().as_text()
+      state, next(iter(pipeline)), 0).compile().as_text()
   assert "all-gather" in program  # The results, [16].
   assert f"[16,{k}]" not in program.split("ENTRY")[1]
 
@@ -153,17 +155,19 @@ def test_state_and_batches_stay_alive_and_nothing_recompiles(
     assert not array.is_deleted()
 
 
-def test_evaluators_of_other_data_share_the_program(serve, batch_sharding):
+def test_evaluators_of_other_data_share_the_program(serve, loader):
   traces = []
-  def counted(state, batch):
+  def counted(state, batch, *, rng=None):
     traces.append(batch)
     return predict(state, batch)
   arrays, state = make_data(n=20, k=6)
   other, _ = make_data(n=33, k=6, seed=1)
-  for part in (arrays, other):
-    evaluator, _ = make(serve, part, batch_sharding, counted)
+  opened = serve({"a": arrays, "b": other})
+  for name in ("a", "b"):
+    evaluator = classification.Evaluator(
+        counted, loader, data={"name": name}, pp_fn="")
     list(evaluator.run(state))
-  assert len(traces) == 1
+  assert len(opened) == 2 and len(traces) == 1
 
 
 def test_smoothed_labels_are_an_error(serve, batch_sharding):

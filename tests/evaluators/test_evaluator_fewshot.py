@@ -10,7 +10,8 @@ from big_vision.evaluators import fewshot_lsr
 CLASSES, DIM = 3, 8
 
 
-def predict(state, batch):
+def predict(state, batch, *, rng=None):
+  del rng
   z = jnp.tanh(batch["image"] @ state["params"]["w"])
   return z[:, :2], {"encoder/block00": z[:, None], "pre_logits": z}
 
@@ -35,12 +36,11 @@ SPLITS = {"blobs/train": make_split(61, 0), "blobs/test": make_split(203, 1),
           "blobs/other": make_split(45, 2)}
 
 
-def make(serve, batch_sharding, **kw):
+def make(serve, loader, **kw):
   opened = serve(SPLITS)
   kw = dict(datasets={"b": ("blobs", "train", "test")}, pp_train="", pp_eval="",
             representation_layer="pre_logits") | kw
-  return fewshot_lsr.Evaluator(
-      predict, batch_sharding=batch_sharding, batch_size=16, **kw), opened
+  return fewshot_lsr.Evaluator(predict, loader, **kw), opened
 
 
 def with_sklearn(state, train, test, k, seed, l2_reg):
@@ -65,10 +65,10 @@ def with_sklearn(state, train, test, k, seed, l2_reg):
 
 # One shot is 3 examples in 9 dimensions, ten are 30: both forms of solution.
 @pytest.mark.parametrize("l2_reg", [2. ** 10, 0.1])
-def test_equals_sklearn_ridge(serve, batch_sharding, l2_reg):
+def test_equals_sklearn_ridge(serve, loader, l2_reg):
   state = make_state()
   evaluator, _ = make(
-      serve, batch_sharding, shots=(1, 10), l2_reg=l2_reg, num_seeds=2,
+      serve, loader, shots=(1, 10), l2_reg=l2_reg, num_seeds=2,
       display_first=[["b", 10]])
   metrics = dict(evaluator.run(state))
   expected = {}
@@ -120,11 +120,11 @@ def test_choose_gives_each_class_its_shots_and_nests():
   assert set(other[5]) != set(chosen[5])
 
 
-def test_splits_of_one_data_set_are_kept_apart(serve, batch_sharding):
+def test_splits_of_one_data_set_are_kept_apart(serve, loader):
   # big_vision takes the representations of "b" for "c", whose name is equal.
   state = make_state()
   evaluator, opened = make(
-      serve, batch_sharding, shots=(5,), num_seeds=1, l2_reg=1.,
+      serve, loader, shots=(5,), num_seeds=1, l2_reg=1.,
       datasets={"b": ("blobs", "train", "test"),
                 "c": ({"name": "blobs"}, "other", "test")})
   metrics = dict(evaluator.run(state))
@@ -138,8 +138,8 @@ def test_splits_of_one_data_set_are_kept_apart(serve, batch_sharding):
 
 
 def test_next_run_sees_the_new_state_without_compiling(
-    serve, batch_sharding, num_compiled):
-  evaluator, opened = make(serve, batch_sharding, shots=(5,), num_seeds=1)
+    serve, loader, num_compiled):
+  evaluator, opened = make(serve, loader, shots=(5,), num_seeds=1)
   states = make_state(0), make_state(1)
   runs = [dict(evaluator.run(states[0]))]
   compiled = num_compiled()
@@ -151,21 +151,21 @@ def test_next_run_sees_the_new_state_without_compiling(
     assert not array.is_deleted()
 
 
-def test_too_few_examples_of_a_class(serve, batch_sharding):
+def test_too_few_examples_of_a_class(serve, loader):
   # 61 examples: 21 of class 0, 20 of the others.
-  with_21, _ = make(serve, batch_sharding, shots=(1, 21))
+  with_21, _ = make(serve, loader, shots=(1, 21))
   with pytest.raises(
       ValueError, match=r"datasets.b: 21 shots.*class 1 has 20, class 2 has 20 "
       r"\(2 of 3 classes\).*at most 20 shots"):
     list(with_21.run(make_state()))
-  allowed, _ = make(serve, batch_sharding, shots=(21,), allow_fewer=True)
-  every, _ = make(serve, batch_sharding, shots=(1000,), allow_fewer=True)
+  allowed, _ = make(serve, loader, shots=(21,), allow_fewer=True)
+  every, _ = make(serve, loader, shots=(1000,), allow_fewer=True)
   assert dict(allowed.run(make_state()))["z/b_21shot"] == pytest.approx(
       dict(every.run(make_state()))["z/b_1000shot"])
 
 
-def test_a_broken_model_is_never_right(serve, batch_sharding):
-  evaluator, _ = make(serve, batch_sharding, shots=(5,))
+def test_a_broken_model_is_never_right(serve, loader):
+  evaluator, _ = make(serve, loader, shots=(5,))
   broken = jax.tree.map(lambda x: x * np.nan, make_state())
   assert set(dict(evaluator.run(broken)).values()) == {0.}
 
@@ -180,36 +180,36 @@ def test_labels_may_be_of_any_integer_type():
 
 
 def test_a_split_without_labels_is_an_error(
-    serve, batch_sharding, monkeypatch):
+    serve, loader, monkeypatch):
   hidden = dict(SPLITS["blobs/test"], label=np.full(203, -1, np.int32))
   monkeypatch.setitem(SPLITS, "blobs/test", hidden)
-  evaluator, _ = make(serve, batch_sharding)
+  evaluator, _ = make(serve, loader)
   with pytest.raises(ValueError, match="b, test split: 203 of 203 labels"):
     list(evaluator.run(make_state()))
 
 
-def test_default_representation_is_the_first_output(serve, batch_sharding):
+def test_default_representation_is_the_first_output(serve, loader):
   state = make_state()
-  logits, _ = make(serve, batch_sharding, representation_layer=None,
+  logits, _ = make(serve, loader, representation_layer=None,
                    shots=(5,), num_seeds=1)
-  features, _ = make(serve, batch_sharding, shots=(5,), num_seeds=1)
+  features, _ = make(serve, loader, shots=(5,), num_seeds=1)
   narrow = {"params": {"w": state["params"]["w"][:, :2]}}
   assert dict(logits.run(state)) == dict(features.run(narrow))
 
 
-def test_unknown_names_are_errors(serve, batch_sharding):
-  evaluator, _ = make(serve, batch_sharding, representation_layer="pre_logit")
+def test_unknown_names_are_errors(serve, loader):
+  evaluator, _ = make(serve, loader, representation_layer="pre_logit")
   with pytest.raises(
       config_lib.ConfigError, match="mean 'pre_logits'.*block00"):
     list(evaluator.run(make_state()))
   evaluator, _ = make(
-      serve, batch_sharding, representation_layer="encoder/block00")
+      serve, loader, representation_layer="encoder/block00")
   with pytest.raises(config_lib.ConfigError, match=r"\(16, 1, 8\)"):
     list(evaluator.run(make_state()))
-  evaluator, _ = make(serve, batch_sharding, label_key="image")
+  evaluator, _ = make(serve, loader, label_key="image")
   with pytest.raises(config_lib.ConfigError, match="class index"):
     list(evaluator.run(make_state()))
   with pytest.raises(config_lib.ConfigError, match=r"\('b', 7\)"):
-    make(serve, batch_sharding, display_first=[("b", 7)])
+    make(serve, loader, display_first=[("b", 7)])
   with pytest.raises(config_lib.ConfigError, match="train split, test split"):
-    make(serve, batch_sharding, datasets={"b": ("blobs", "train")})
+    make(serve, loader, datasets={"b": ("blobs", "train")})

@@ -10,7 +10,8 @@ from big_vision.evaluators import knn
 CLASSES, DIM = 4, 6
 
 
-def predict(state, batch):
+def predict(state, batch, *, rng=None):
+  del rng
   return batch["image"][:, :2], {"z": batch["image"] * state["scale"]}
 
 
@@ -28,12 +29,12 @@ TRAIN, TEST = make_split(151, 0), make_split(301, 1)
 STATE = {"scale": jnp.float32(3)}
 
 
-def make(serve, batch_sharding, train=TRAIN, test=TEST, **kw):
+def make(serve, loader, train=TRAIN, test=TEST, **kw):
   opened = serve({"train": train, "test": test})
   kw = dict(representation_layer="z") | kw
   return knn.Evaluator(
-      predict, batch_sharding=batch_sharding, data={"name": "test"},
-      data_train={"name": "train"}, pp_fn="", batch_size=16, **kw), opened
+      predict, loader, data={"name": "test"}, data_train={"name": "train"},
+      pp_fn="", **kw), opened
 
 
 def with_sklearn(k, temperature):
@@ -45,35 +46,35 @@ def with_sklearn(k, temperature):
   return np.mean(predicted == TEST["label"])
 
 
-def test_equals_sklearn(serve, batch_sharding):
+def test_equals_sklearn(serve, loader):
   settings = {(k, t): with_sklearn(k, t)
               for k in (1, 20, 50) for t in (0.07, 10.)}
   for t in (0.07, 10.):
-    evaluator, _ = make(serve, batch_sharding, k=(1, 20, 50), temperature=t)
+    evaluator, _ = make(serve, loader, k=(1, 20, 50), temperature=t)
     assert dict(evaluator.run(STATE)) == {
         f"knn@{k}": settings[k, t] for k in (1, 20, 50)}
-  default, _ = make(serve, batch_sharding)
+  default, _ = make(serve, loader)
   assert dict(default.run(STATE)) == {"knn@20": settings[20, 0.07]}
   assert len(set(settings.values())) == 5  # One neighbour needs no weights.
 
 
 def test_all_training_examples_and_no_padding_can_be_neighbours(
-    serve, batch_sharding):
+    serve, loader):
   # Opposite to all queries: any padding, of similarity 0, would be nearer.
   image = np.ones((3, DIM), np.float32)
   train = {"image": -image, "label": np.array([2, 1, 1], np.int32)}
   test = {"image": image, "label": np.array([1, 2, 1], np.int32)}
-  evaluator, _ = make(serve, batch_sharding, train, test, k=3)
+  evaluator, _ = make(serve, loader, train, test, k=3)
   assert dict(evaluator.run(STATE)) == {"knn@3": 2 / 3}
 
 
 def test_equally_similar_neighbours_keep_the_order_of_the_data(
-    serve, batch_sharding):
+    serve, loader):
   n = 40  # More than two batches of equal examples: the first is the nearest.
   image = np.ones((n, DIM), np.float32)
   train = {"image": image, "label": np.arange(n, dtype=np.int32)}
   test = {"image": image, "label": np.zeros(n, np.int32)}
-  evaluator, _ = make(serve, batch_sharding, train, test, k=5)
+  evaluator, _ = make(serve, loader, train, test, k=5)
   assert dict(evaluator.run(STATE)) == {"knn@5": 1.}
 
 
@@ -92,20 +93,22 @@ def test_vote_does_not_overflow():
   assert knn.vote(np.array([[1., 1.]]), np.array([[4, 4]]), 1e-4) == [4]
 
 
-def test_similarities_stay_on_their_device(serve, batch_sharding):
-  evaluator, opened = make(serve, batch_sharding, k=5)
+def test_similarities_stay_on_their_device(
+    serve, loader, batch_sharding):
+  evaluator, opened = make(serve, loader, k=5)
   queries = jax.device_put(np.zeros((800, DIM), np.float32), batch_sharding)
   nearest = tuple(jax.device_put(np.zeros((800, 5), dtype), batch_sharding)
                   for dtype in (np.float32, np.int32))
   program = evaluator._update.lower(
-      STATE, next(iter(opened["train"])), queries, nearest).compile().as_text()
+      STATE, next(iter(opened["train"])), 0, queries, nearest
+  ).compile().as_text()
   assert "[100,21]" in program  # 5 neighbours and a batch of 16, per device.
   assert "[800," not in program
 
 
 def test_nothing_is_deleted_or_recompiled(
-    serve, batch_sharding, num_compiled):
-  evaluator, opened = make(serve, batch_sharding)
+    serve, loader, num_compiled):
+  evaluator, opened = make(serve, loader)
   first = dict(evaluator.run(STATE))
   compiled = num_compiled()
   assert compiled > 0 and dict(evaluator.run(STATE)) == first
@@ -115,18 +118,18 @@ def test_nothing_is_deleted_or_recompiled(
     assert not array.is_deleted()
 
 
-def test_a_broken_model_is_never_right(serve, batch_sharding):
-  evaluator, _ = make(serve, batch_sharding)
+def test_a_broken_model_is_never_right(serve, loader):
+  evaluator, _ = make(serve, loader)
   assert dict(evaluator.run({"scale": jnp.float32(np.nan)})) == {"knn@20": 0}
 
 
-def test_data_without_labels_is_an_error(serve, batch_sharding):
+def test_data_without_labels_is_an_error(serve, loader):
   test = dict(TEST, label=np.full(301, -1, np.int32))
-  evaluator, _ = make(serve, batch_sharding, test=test)
+  evaluator, _ = make(serve, loader, test=test)
   with pytest.raises(ValueError, match="data: 301 of 301 labels are negative"):
     list(evaluator.run(STATE))
 
 
-def test_fewer_examples_than_neighbours(serve, batch_sharding):
+def test_fewer_examples_than_neighbours(serve, loader):
   with pytest.raises(config_lib.ConfigError, match="k=200 .* has 151 examples"):
-    make(serve, batch_sharding, k=(20, 200))
+    make(serve, loader, k=(20, 200))

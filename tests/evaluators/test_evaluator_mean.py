@@ -7,22 +7,21 @@ from big_vision import config as config_lib
 from big_vision.evaluators import mean
 
 
-def make(serve, batch_sharding, predict_fn, n=37):
+def make(serve, loader, predict_fn, n=37):
   rng = np.random.default_rng(0)
   x = rng.normal(size=n).astype(np.float32)
   opened = serve({"x": {"x": x}})
   evaluator = mean.Evaluator(
-      predict_fn, batch_sharding=batch_sharding, data={"name": "x"}, pp_fn="",
-      batch_size=16)
+      predict_fn, loader, data={"name": "x"}, pp_fn="")
   return evaluator, x, opened["x"]
 
 
-def test_means_of_examples_without_padding(serve, batch_sharding):
-  def predict(state, batch):
+def test_means_of_examples_without_padding(serve, loader):
+  def predict(state, batch, *, rng=None):
     x = batch["x"]
     return {"shifted": x + state["shift"], "part": {"positive": x > 0},
             "inverse": 1. / x}  # Infinite for padding.
-  evaluator, x, _ = make(serve, batch_sharding, predict)
+  evaluator, x, _ = make(serve, loader, predict)
   metrics = dict(evaluator.run({"shift": jnp.float32(3)}))
   assert set(metrics) == {"shifted", "part/positive", "inverse"}
   total = 0.
@@ -33,20 +32,20 @@ def test_means_of_examples_without_padding(serve, batch_sharding):
   np.testing.assert_allclose(metrics["inverse"], np.mean(1. / x), rtol=1e-5)
 
 
-def test_sums_do_not_lose_small_values(serve, batch_sharding):
-  def predict(state, batch):
+def test_sums_do_not_lose_small_values(serve, loader):
+  def predict(state, batch, *, rng=None):
     del state
     return {"x": 1e8 + 0 * batch["x"]}
-  evaluator, _, _ = make(serve, batch_sharding, predict, n=101)
+  evaluator, _, _ = make(serve, loader, predict, n=101)
   # A float32 sum of these is not exact.
   assert dict(evaluator.run({}))["x"] == 1e8
 
 
 def test_nothing_is_deleted_or_recompiled(
-    serve, batch_sharding, num_compiled):
-  def predict(state, batch):
+    serve, loader, num_compiled):
+  def predict(state, batch, *, rng=None):
     return {"x": batch["x"] * state["scale"]}
-  evaluator, _, pipeline = make(serve, batch_sharding, predict)
+  evaluator, _, pipeline = make(serve, loader, predict)
   state = {"scale": jnp.float32(2)}
   first = dict(evaluator.run(state))
   compiled = num_compiled()
@@ -59,12 +58,12 @@ def test_nothing_is_deleted_or_recompiled(
 @pytest.mark.parametrize("result, listing", [
     (lambda x: {"ok": x, "scalar": x.sum()}, r"ok: \(16,\)\n  scalar: \(\)"),
     (lambda x: {"deep": {"map": x[:, None]}}, r"deep/map: \(16, 1\)"),
-    (lambda x: x, r"\(16,\)"),
-    (lambda x: {}, "dict"),
+    (lambda x: (x, {}), "returns a tuple; a dict"),
+    (lambda x: {}, "no arrays"),
 ])
 def test_other_shapes_are_an_error_with_the_tree(
-    serve, batch_sharding, result, listing):
+    serve, loader, result, listing):
   evaluator, _, _ = make(
-      serve, batch_sharding, lambda state, batch: result(batch["x"]))
+      serve, loader, lambda state, batch, rng: result(batch["x"]))
   with pytest.raises(config_lib.ConfigError, match=listing):
     list(evaluator.run({}))

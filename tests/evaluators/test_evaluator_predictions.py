@@ -1,10 +1,11 @@
-"""What is stored is what the model said, and the pictures it saw."""
+"""The stored file has the model's predictions and the images it saw."""
 
 import base64
 import io
 import json
 
 from big_vision import sharding
+from big_vision.evaluators import harness
 from big_vision.evaluators import predictions
 from PIL import Image
 import jax
@@ -16,16 +17,17 @@ def test_digits(tmp_path):
   mesh = sharding.make_mesh()
   where = sharding.batch_sharding(mesh, sharding.default_rules(mesh))
 
-  def predict(state, batch):
+  def predict(state, batch, *, rng=None):
     logits = batch["labels"] * 2. + jax.nn.one_hot(3, 10) * state["bias"]
     return logits, {}
 
   outfile = tmp_path / "predictions.json"
   evaluator = predictions.Evaluator(
-      predict, batch_sharding=where, data=dict(name="bv:digits", split="test"),
+      predict, harness.Loader(where, 16),
+      data=dict(name="bv:digits", split="test"),
       pp_fn="value_range(-1, 1, 0, 16)|onehot(10, key='label', "
             "key_result='labels')|keep('image', 'labels')",
-      batch_size=16, outfile=str(outfile), num_examples=20)
+      outfile=str(outfile), num_examples=20)
   digits = {image.astype(int).tobytes(): int(label) for image, label in zip(
       *(lambda d: (d.images, d.target))(datasets.load_digits()))}
   for bias, right in ((0., True), (9., False)):

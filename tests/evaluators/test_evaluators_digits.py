@@ -10,7 +10,7 @@ import sys
 from big_vision import config as config_lib
 from big_vision import losses
 from big_vision import sharding
-from big_vision.evaluators import harness
+from big_vision.evaluators import schedule
 from big_vision.run import cluster
 import jax
 from jax.sharding import AxisType, NamedSharding
@@ -43,14 +43,15 @@ EVALS = {
 }
 
 
-def predict(state, batch):
+def predict(state, batch, *, rng=None):
+  del rng
   pixels = batch["image"].reshape(len(batch["image"]), -1)
   logits = pixels @ state["params"]["w"] + state["params"]["b"]
   return logits, {"pixels": pixels}
 
 
-def loss(state, batch):
-  logits, _ = predict(state, batch)
+def loss(state, batch, *, rng=None):
+  logits, _ = predict(state, batch, rng=rng)
   return {"loss": losses.softmax_xent(logits=logits, labels=batch["labels"])}
 
 
@@ -64,7 +65,7 @@ def evaluate():
       lambda x: jax.make_array_from_callback(
           x.shape, NamedSharding(mesh, P()), lambda i: np.float32(x)[i]),
       params)}
-  evaluators = harness.make_evaluators(
+  evaluators = schedule.make_evaluators(
       config_lib.Config(EVALS, "config.evals"),
       {"predict": predict, "loss": loss}, batch_size=64,
       batch_sharding=NamedSharding(mesh, P("data")))

@@ -1,10 +1,8 @@
-"""Pictures that a model draws, and whether a classifier recognizes them."""
+"""Images that a model draws, and whether a classifier recognizes them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,60 +14,58 @@ from big_vision.run import pretrained
 class Evaluator:
   """Draws an image for each example of a data set, of its class.
 
-  Needs a predict function that returns {"image": float[b, h, w, c]} in [-1, 1]
-  for the batch's "label" and an `rng`, as "sample" does. Every evaluation draws
-  with the same keys, one for each batch. Yields
-    "images"      a picture of the first;
-    "recognized"  with a classifier: the share of drawn images that it says are
-                  of the class they were drawn for. Trained on the same images,
-                  not on codes; its own accuracy is what it can reach at most.
+  Needs a predict function that draws {"image": float[b, h, w, c]} in [-1, 1]
+  from its rng, for the batch's "label", as "sample" does.
 
-  Args:
-    predict_fn: un-jitted.
-    batch_sharding: of the batches.
-    data, pp_fn, batch_size, pp_modules: see `common.open_data`; "label" is to
-      be kept for `classifier`.
-    num_samples: how many to draw; None for one for each example.
-    num_pictures: how many of them to show; 8 a row.
-    classifier: workdir of a finished classification run, or None.
-    crop: size of its images, cut from the middle; None for all.
+  Metrics:
+    images: a picture of the first ones.
+    recognized: with a classifier, the share of drawn images that it assigns to
+      the class they were drawn for, in [0, 1]; higher is better. The classifier
+      is trained on images, not on codes; its own accuracy is the upper limit.
   """
 
   def __init__(
-      self, predict_fn: Callable, *, batch_sharding, data: Mapping[str, Any],
-      pp_fn: str, batch_size: int, num_samples: int | None = None,
+      self, predict_fn: Callable, loader: harness.Loader, *,
+      data: Mapping[str, Any], pp_fn: str, num_samples: int | None = None,
       num_pictures: int = 16, classifier: str | None = None,
-      crop: int | None = None, pp_modules: Sequence[str] | None = None):
-    self._batches = harness.open_data(
-        data, pp_fn, batch_size, batch_sharding, pp_modules)
-    self._num_batches = num_samples and -(-num_samples // batch_size)
-    self._num_pictures = num_pictures
-    self._variables = None
-    if classifier is not None:
-      classify, self._variables = pretrained.classifier(
-          classifier, "classifier", crop)
+      crop: int | None = None):
+    """Opens the data and the classifier; compiles and reads nothing yet.
 
-    def measure(state, numbered):
-      batch_idx, batch = numbered
-      rng = jax.random.fold_in(jax.random.key(0), batch_idx)
+    Args:
+      predict_fn: (state, batch, rng=) -> {"image"}, not jitted.
+      loader: Opens the data and compiles.
+      data: Source of the labels.
+      pp_fn: Preprocessing string; with a classifier it keeps "label".
+      num_samples: Number of images to draw, rounded up to whole batches; None
+        for one for each example.
+      num_pictures: Number of images to show, 8 a row.
+      classifier: Directory of a finished classification run, or None.
+      crop: Side of the classifier's images, which are cut from the middle of
+        the drawn ones; None takes them whole.
+    """
+    self._num_samples, self._num_pictures = num_samples, num_pictures
+    classify, self._variables = (None, None) if classifier is None else (
+        pretrained.classifier(classifier, "classifier", crop))
+
+    def measure(state, batch, rng):
       image = jnp.clip(predict_fn(state, batch, rng=rng)["image"], -1, 1)
-      right = jnp.zeros(len(image), bool)
-      if classifier is not None:
-        logits, _ = classify(state["classifier"], image)
-        right = jnp.argmax(logits, axis=-1) == harness.get_from_batch(
-            batch, "label")
-      return (image, right), batch["_mask"]
-    self._measure = harness.jit(measure, batch_sharding)
+      if classify is None:
+        return {"image": image}
+      logits, _ = classify(state["classifier"], image)
+      label = harness.get_from_batch(batch, "label")
+      return {"image": image, "right": jnp.argmax(logits, axis=-1) == label}
+    self._measure = loader.compile(measure)
+    self._examples = loader.open(data, pp_fn)
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yields (name, value or picture)."""
-    state = {**state, "classifier": self._variables}
-    images, right = harness.collect(self._measure, state, itertools.islice(
-        enumerate(self._batches), self._num_batches))
-    if self._variables is not None:
-      yield "recognized", np.mean(right)
+    values = self._examples.collect(
+        self._measure, {**state, "classifier": self._variables},
+        self._num_samples)
+    if "right" in values:
+      yield "recognized", np.mean(values["right"])
     if self._num_pictures:
-      shown = pictures.to_uint8(images[:self._num_pictures])
+      shown = pictures.to_uint8(values["image"][:self._num_pictures])
       columns = min(8, len(shown))
       yield "images", pictures.grid([
           shown[i:i + columns]

@@ -75,9 +75,9 @@ def _config(scene, **changes):
   config.evals = dict()
   test = dict(**scene, split="test")
   config.evals.test = dict(
-      type="proj.nerf.views", data=test, batch_size=80, log_steps=3)
+      type="proj.nerf.novel_views", data=test, batch_size=80, log_steps=3)
   config.evals.film = dict(
-      type="proj.nerf.path", data=test, outfile="{workdir}/{name}.gif",
+      type="proj.nerf.camera_path", data=test, outfile="{workdir}/{name}.gif",
       num_frames=2, batch_size=80, skip_first=True)
   with config.unlocked():
     config.update_from_flattened_dict(changes)

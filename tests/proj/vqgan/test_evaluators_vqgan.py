@@ -3,7 +3,7 @@
 import types
 
 from big_vision.proj.vqgan import bits_per_code
-from big_vision.proj.vqgan import codebook
+from big_vision.proj.vqgan import codebook_usage
 from big_vision.proj.vqgan import discriminator_accuracy
 from big_vision.proj.vqgan import frechet
 from big_vision.proj.vqgan import perceptual
@@ -17,21 +17,21 @@ import scipy.linalg
 import scipy.stats
 
 RNG = np.random.default_rng(0)
-COMMON = dict(data={"name": "x"}, pp_fn="", batch_size=16)
+COMMON = dict(data={"name": "x"}, pp_fn="")
 
 
 def _run(evaluator, state=None):
   return dict(evaluator.run(state or {}))
 
 
-def test_q8_usage_is_of_the_whole_set(serve, batch_sharding, capsys):
+def test_q8_usage_is_of_the_whole_set(serve, loader, capsys):
   """Each batch has one code; together they have four, of eight."""
   codes = np.repeat([0, 3, 5, 7], 16)[:60, None].repeat(2, axis=1)
   serve({"x": {"codes": codes.astype(np.int32)}})
-  evaluator = codebook.Evaluator(
-      lambda state, batch: {"codes": batch["codes"],
+  evaluator = codebook_usage.Evaluator(
+      lambda state, batch, rng: {"codes": batch["codes"],
                             "num_codes": jnp.full(len(batch["codes"]), 8)},
-      batch_sharding=batch_sharding, **COMMON)
+      loader, **COMMON)
   values = _run(evaluator)
   assert values["usage"] == 0.5
   p = np.array([16, 16, 16, 12]) / 60
@@ -41,12 +41,12 @@ def test_q8_usage_is_of_the_whole_set(serve, batch_sharding, capsys):
   assert "WARNING" not in capsys.readouterr().out
 
 
-def test_a_codebook_that_collapses_is_warned_of(serve, batch_sharding, capsys):
+def test_a_codebook_that_collapses_is_warned_of(serve, loader, capsys):
   serve({"x": {"codes": np.full((20, 3), 4, np.int32)}})
-  evaluator = codebook.Evaluator(
-      lambda state, batch: {"codes": batch["codes"],
+  evaluator = codebook_usage.Evaluator(
+      lambda state, batch, rng: {"codes": batch["codes"],
                             "num_codes": jnp.full(len(batch["codes"]), 64)},
-      batch_sharding=batch_sharding, **COMMON)
+      loader, **COMMON)
   values = _run(evaluator, {"step": np.int32(0)})
   assert values == {"usage": 1 / 64, "perplexity": 1, "bits_per_code": 0}
   assert not capsys.readouterr().out  # Nothing is learnt yet.
@@ -55,15 +55,15 @@ def test_a_codebook_that_collapses_is_warned_of(serve, batch_sharding, capsys):
       capsys.readouterr().out)
 
 
-def test_bits_per_code_and_what_they_are_compared_with(serve, batch_sharding):
+def test_bits_per_code_and_what_they_are_compared_with(serve, loader):
   nll = RNG.uniform(0, 5, (37, 6)).astype(np.float32)
   codes = RNG.integers(0, 4, (37, 6)).astype(np.int32)
   serve({"x": {"nll": nll, "codes": codes}})
   values = _run(bits_per_code.Evaluator(
-      lambda state, batch: {
+      lambda state, batch, rng: {
           "nll": batch["nll"], "codes": batch["codes"],
           "num_codes": jnp.full(len(batch["codes"]), 4)},
-      batch_sharding=batch_sharding, **COMMON))
+      loader, **COMMON))
   np.testing.assert_allclose(
       values["bits_per_code"], nll.mean() / np.log(2), rtol=1e-6)
   np.testing.assert_allclose(
@@ -73,26 +73,26 @@ def test_bits_per_code_and_what_they_are_compared_with(serve, batch_sharding):
       values["unigram_bits"], scipy.stats.entropy(p, base=2))
 
 
-def test_discriminator_accuracy_is_of_patches(serve, batch_sharding):
+def test_discriminator_accuracy_is_of_patches(serve, loader):
   real, fake = RNG.normal(size=(2, 37, 3, 2)).astype(np.float32) + 0.3
   serve({"x": {"real": real, "fake": fake}})
   values = _run(discriminator_accuracy.Evaluator(
-      lambda state, batch: {"real": batch["real"], "fake": batch["fake"]},
-      batch_sharding=batch_sharding, **COMMON))
+      lambda state, batch, rng: {"real": batch["real"], "fake": batch["fake"]},
+      loader, **COMMON))
   right = np.mean(real > 0), np.mean(fake < 0)
   np.testing.assert_allclose(
       (values["accuracy_real"], values["accuracy_fake"]), right)
   np.testing.assert_allclose(values["accuracy"], np.mean(right))
 
 
-def test_reconstruction_measures_what_can_be_shown(serve, batch_sharding):
+def test_reconstruction_measures_what_can_be_shown(serve, loader):
   """Values outside of [-1, 1] are cut before they are measured."""
   metrics = pytest.importorskip("skimage.metrics")
   image = RNG.uniform(-1, 1, (19, 12, 12, 1)).astype(np.float32)
   serve({"x": {"image": image}})
   values = _run(reconstruction.Evaluator(
-      lambda state, batch: {"image": 1.5 * batch["image"]},
-      batch_sharding=batch_sharding, num_pictures=5, **COMMON))
+      lambda state, batch, rng: {"image": 1.5 * batch["image"]},
+      loader, num_pictures=5, **COMMON))
   cut = np.clip(1.5 * image, -1, 1)
   np.testing.assert_allclose(
       values["l1"], np.abs(image - cut).mean(), rtol=1e-5)
@@ -106,12 +106,12 @@ def test_reconstruction_measures_what_can_be_shown(serve, batch_sharding):
       np.round((cut[1, ..., 0] + 1.0) * 127.5))
 
 
-def test_each_batch_of_samples_has_a_key_of_its_own(serve, batch_sharding):
+def test_each_batch_of_samples_has_a_key_of_its_own(serve, loader):
   serve({"x": {"label": np.zeros(40, np.int32)}})
   def draw(state, batch, *, rng):
     return {"image": jax.random.uniform(rng, (len(batch["label"]), 4, 4, 1))}
   values = _run(samples.Evaluator(
-      draw, batch_sharding=batch_sharding, num_samples=30, num_pictures=24,
+      draw, loader, num_samples=30, num_pictures=24,
       **COMMON))
   assert set(values) == {"images"}
   cells = values["images"][:, :, 0]
@@ -144,7 +144,7 @@ def test_frechet_of_one_feature_has_a_closed_form():
 
 
 def test_q15_the_distance_is_named_after_its_network(
-    serve, batch_sharding, monkeypatch):
+    serve, loader, monkeypatch):
   network = perceptual.Network(
       "classifier", load=lambda: {"w": np.float32(2)},
       features=lambda variables, image: [image[..., :1],
@@ -156,7 +156,7 @@ def test_q15_the_distance_is_named_after_its_network(
   serve({"x": {"image": image}})
   values = _run(frechet.Evaluator(
       lambda state, batch, rng: {"image": batch["image"] / 2},
-      batch_sharding=batch_sharding, network={}, **COMMON))
+      loader, network={}, **COMMON))
   pooled = 2 * image.mean(axis=(1, 2))
   assert set(values) == {"frechet_classifier"}
   np.testing.assert_allclose(

@@ -44,9 +44,9 @@ def get_config(arg=None):
 
   config.evals = dict()
   config.evals.test = dict(
-      type="proj.nerf.views", data=dict(**scene, split="test"),
+      type="proj.nerf.novel_views", data=dict(**scene, split="test"),
       batch_size=2000, log_steps=1000)
   config.evals.film = dict(
-      type="proj.nerf.path", data=dict(**scene, split="test"),
+      type="proj.nerf.camera_path", data=dict(**scene, split="test"),
       outfile="{workdir}/{name}.gif", num_frames=40, batch_size=2000, skip_first=True)
   return config

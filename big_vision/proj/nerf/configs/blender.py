@@ -55,12 +55,12 @@ def get_config(arg=None):
 
   config.evals = dict()
   config.evals.val = dict(
-      type="proj.nerf.views", data=dict(**scene, split="val"), num_views=8,
+      type="proj.nerf.novel_views", data=dict(**scene, split="val"), num_views=8,
       batch_size=8192, log_steps=25_000, skip_first=True)
   config.evals.test = dict(
-      type="proj.nerf.views", data=dict(**scene, split="test"),
+      type="proj.nerf.novel_views", data=dict(**scene, split="test"),
       batch_size=8192, skip_first=True)
   config.evals.film = dict(
-      type="proj.nerf.path", data=dict(**scene, split="test"), kind="orbit",
+      type="proj.nerf.camera_path", data=dict(**scene, split="test"), kind="orbit",
       outfile="{workdir}/{name}.gif", num_frames=40, batch_size=8192, skip_first=True)
   return config

@@ -48,9 +48,9 @@ def get_config(arg=None):
 
   config.evals = dict()
   config.evals.test = dict(
-      type="proj.nerf.views", data=dict(**scene, split="test"),
+      type="proj.nerf.novel_views", data=dict(**scene, split="test"),
       batch_size=8192, log_steps=50_000, skip_first=True)
   config.evals.film = dict(
-      type="proj.nerf.path", data=dict(**scene, split="test"), kind="spiral",
+      type="proj.nerf.camera_path", data=dict(**scene, split="test"), kind="spiral",
       outfile="{workdir}/{name}.gif", num_frames=60, batch_size=8192, skip_first=True)
   return config

@@ -63,7 +63,7 @@ def get_config(arg=None):
               pred="reconstruct", log_percent=0.25)
   config.evals = dict()
   config.evals.test = dict(type="proj.vqgan.reconstruction", **test)
-  config.evals.codes = dict(type="proj.vqgan.codebook", **test)
+  config.evals.codes = dict(type="proj.vqgan.codebook_usage", **test)
   if arg.gan:
     config.evals.disc = dict(
         type="proj.vqgan.discriminator_accuracy", **{**test, "pred": "judge"})

@@ -59,7 +59,7 @@ def get_config(arg=None):
       pred="reconstruct", log_steps=20_000)
   config.evals = dict()
   config.evals.val = dict(type="proj.vqgan.reconstruction", **val)
-  config.evals.codes = dict(type="proj.vqgan.codebook", **val)
+  config.evals.codes = dict(type="proj.vqgan.codebook_usage", **val)
   config.evals.disc = dict(
       type="proj.vqgan.discriminator_accuracy", **{**val, "pred": "judge"})
   return config

@@ -56,5 +56,5 @@ def get_config(arg=None):
               log_percent=0.25)
   config.evals = dict()
   config.evals.test = dict(type="proj.vqgan.reconstruction", **test)
-  config.evals.codes = dict(type="proj.vqgan.codebook", **test)
+  config.evals.codes = dict(type="proj.vqgan.codebook_usage", **test)
   return config

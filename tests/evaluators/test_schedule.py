@@ -1,13 +1,10 @@
-import gc
-import subprocess
-import sys
-import types
+"""Evaluators of a config: how they are made, when they run, what they return.
+"""
 
-import big_vision
 from big_vision import config as config_lib
-from big_vision import sharding
 from big_vision import task as task_lib
-from big_vision.evaluators import harness
+from big_vision.evaluators import schedule
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,11 +16,13 @@ ARRAYS = {
 PP = dict(pp_fn="", data={"name": "x"})
 
 
-def predict(state, batch, scale=1.):
+def predict(state, batch, *, rng=None, scale=1.):
+  del rng
   return scale * batch["image"] * state["params"]["w"], {}
 
 
-def loss(state, batch):
+def loss(state, batch, *, rng=None):
+  del rng
   return {"loss": batch["image"][:, 0] * jnp.sum(state["params"]["w"])}
 
 
@@ -35,7 +34,7 @@ def make(serve, batch_sharding, evals, predict_fns=None, **kw):
   serve({"x": ARRAYS})
   kw = dict(batch_size=8, total_steps=100, data_size=64, train_batch_size=16
             ) | kw
-  return harness.make_evaluators(
+  return schedule.make_evaluators(
       config_lib.Config(evals, "config.evals"), predict_fns or PREDICT_FNS,
       batch_sharding=batch_sharding, **kw)
 
@@ -55,9 +54,9 @@ def test_type_pred_prefix_and_batch_size(serve, batch_sharding):
       "bare": dict(PP, type="mean", pred="loss", prefix="")})
   assert dict(evaluator.run({"params": {"w": W}})) == {"zz_loss": 10.5 * 6}
   assert dict(other.run({"params": {"w": W}})) == {"loss": 10.5 * 6}
-  shapes = [e.evaluator._batches.batches[0]["image"].shape
+  shapes = [next(iter(e.evaluator._examples))["image"].shape
             for e in (evaluator, other)]
-  assert shapes == [(16, 1), (16, 1)]  # The data of the test is shared.
+  assert shapes == [(16, 1), (8, 1)]
 
 
 def test_pred_kw_reaches_the_predict_function(serve, batch_sharding):
@@ -116,14 +115,14 @@ def test_outside_of_training_schedules_mean_nothing(serve, batch_sharding):
 
 
 def test_no_evaluators(batch_sharding):
-  assert harness.make_evaluators(
+  assert schedule.make_evaluators(
       None, PREDICT_FNS, batch_sharding=batch_sharding, batch_size=8) == []
 
 
 @pytest.mark.parametrize("evals, message", [
     ({"val": PP}, "config.evals.val.type: .*'val'.*'classification'"),
     ({"val": dict(PP, type="fewshot_lrs")}, "mean 'fewshot_lsr'"),
-    ({"harness": PP}, "config.evals.harness.type.*not define 'Evaluator'"),
+    ({"schedule": PP}, "config.evals.schedule.type.*not define 'Evaluator'"),
     ({"mean": dict(PP, pred="los")}, "config.evals.mean.pred.*mean 'loss'"),
     ({"mean": dict(PP, log_step=1)}, "config.evals.mean.log_step "),
     ({"classification": dict(PP, loss="softmax_xent")},
@@ -144,7 +143,7 @@ def test_all_keys_count_as_read(serve, batch_sharding):
   serve({"x": ARRAYS})
   evals = config_lib.Config({"val": dict(
       PP, type="classification", pred_kw={"scale": 2.}, log_steps=3)})
-  harness.make_evaluators(
+  schedule.make_evaluators(
       evals, PREDICT_FNS, batch_sharding=batch_sharding, batch_size=8)
   evals.check_all_read()
 
@@ -157,105 +156,55 @@ def test_errors_of_a_run_name_the_evaluator(serve, batch_sharding):
   assert "config.evals.val" in "".join(caught.value.__notes__)
 
 
-def test_open_data_shares_equal_pipelines_while_in_use(
-    monkeypatch, batch_sharding):
-  made = []
-  class Pipeline:
-    pass
-  def make_evaluation(data, pp, batch_size, *, sharding, check, **kw):
-    del check
-    made.append((data, pp, batch_size, sharding, kw))
-    return Pipeline()
-  # In its place, as it imports TensorFlow.
-  monkeypatch.setattr(
-      big_vision, "input_pipeline",
-      types.SimpleNamespace(make_evaluation=make_evaluation), raising=False)
-  data = config_lib.Config({"name": "x", "split": "test"})
-  first = harness.open_data(data, "pp", 8, batch_sharding)
-  assert made == [
-      ({"name": "x", "split": "test"}, "pp", 8, batch_sharding, {})]
-  assert type(made[0][0]) is dict and not data.unread()
-  again = harness.open_data(
-      {"split": "test", "name": "x"}, "pp", 8, batch_sharding)
-  assert again is first and len(made) == 1
-  others = [
-      harness.open_data(dict(data, split="train"), "pp", 8, batch_sharding),
-      harness.open_data(data, "other", 8, batch_sharding),
-      harness.open_data(data, "pp", 16, batch_sharding),
-      harness.open_data(
-          data, "pp", 8, sharding.replicated(batch_sharding.mesh)),
-      harness.open_data(data, "pp", 8, batch_sharding, ["ops_mine"])]
-  assert len({id(pipeline) for pipeline in [first, *others]}) == 6
-  assert made[-1][-1] == {"pp_modules": ("ops_mine",)}
-  del first, again
-  gc.collect()
-  harness.open_data(data, "pp", 8, batch_sharding)
-  assert len(made) == 7
-
-
-def test_collect_bounds_the_batches_in_flight():
-  """Batches are asked for only as results come in."""
-  live = []
-  class Result:
-    """Counts as fetched once the host has looked at it."""
-    def __init__(self, i):
-      self.i = i
-      live.append(i)
-    def __array__(self, dtype=None, copy=None):
-      live.remove(self.i)
-      return np.full(2, self.i)
-  most = 0
-  def batches():
-    nonlocal most
-    for i in range(20):
-      most = max(most, len(live))
-      yield i
-  def measure(state, i):
-    del state
-    return {"x": Result(i)}, np.ones(2)
-  values = harness.collect(measure, {}, batches(), num_in_flight=3)
-  np.testing.assert_array_equal(values["x"], np.repeat(np.arange(20), 2))
-  assert most == 3 and not live
-
-
-def test_modules_import_no_tensorflow():
-  code = (
-      "import sys\n"
-      "from big_vision.evaluators import classification, harness, fewshot_lsr\n"
-      "from big_vision.evaluators import knn, mean\n"
-      "assert not {'tensorflow', 'sklearn'} & set(sys.modules)\n")
-  subprocess.run([sys.executable, "-c", code], check=True)
-
-
-class _Counts:
+class _CountsBatches:
   """An evaluator that counts batches, of real data."""
 
-  def __init__(self, batch_sharding):
+  def __init__(self, loader):
     self.seen = 0
-    self._batches = harness.open_data(  # 360 examples: 23 batches.
-        {"name": "bv:digits", "split": "test"}, "keep('label')", 16,
-        batch_sharding)
+    self._examples = loader.open(  # 360 examples: 23 batches.
+        {"name": "bv:digits", "split": "test"}, "keep('label')")
 
   def run(self, state):
     del state
-    for _ in self._batches:
+    for _ in self._examples:
       self.seen += 1
     yield "seen", self.seen
 
 
-def test_an_evaluation_can_be_ended_between_its_batches(batch_sharding):
-  evaluator, calls = _Counts(batch_sharding), []
-  scheduled = [harness.Scheduled("count", "", evaluator)]
-  assert harness.run_all(scheduled, {}, check=lambda: calls.append(
+def test_an_evaluation_can_be_ended_between_its_batches(loader):
+  evaluator, calls = _CountsBatches(loader), []
+  scheduled = [schedule.Scheduled(
+      name="count", prefix="", evaluator=evaluator, loader=loader)]
+  assert schedule.run_all(scheduled, {}, check=lambda: calls.append(
       evaluator.seen)) == {"seen": 23}
   assert calls == [0, 8, 16]
-  harness.run_all(scheduled, {})
-  assert calls == [0, 8, 16], "Only who asks for it is called."
+  schedule.run_all(scheduled, {})
+  assert calls == [0, 8, 16], "A check outlives its evaluation."
 
   evaluator.seen = 0
   def check():
     if evaluator.seen:
       raise KeyboardInterrupt
   with pytest.raises(KeyboardInterrupt):
-    harness.run_all(scheduled, {}, check=check)
+    schedule.run_all(scheduled, {}, check=check)
   assert evaluator.seen == 8
+
+
+def test_the_seed_of_the_run_reaches_predict_functions(serve, batch_sharding):
+  def draw(state, batch, *, rng=None):
+    del state
+    return {"draw": jax.random.uniform(rng, batch["label"].shape)}
+  values = []
+  for seed in (0, 0, 1):
+    evaluators = make(
+        serve, batch_sharding, {"val": dict(PP, type="mean", pred="draw")},
+        {"draw": draw}, seed=seed)
+    values.append(schedule.run_all(evaluators, {})["val/draw"])
+  assert values[0] == values[1] != values[2]
+
+
+def test_two_evaluators_of_one_metric_are_an_error(serve, batch_sharding):
+  options = dict(PP, type="mean", pred="loss", prefix="")
+  evaluators = make(serve, batch_sharding, {"a": options, "b": options})
+  with pytest.raises(config_lib.ConfigError, match="evals.b measures 'loss'"):
+    schedule.run_all(evaluators, {"params": {"w": W}})

@@ -1,4 +1,4 @@
-"""A film of the scene, from a camera that flies around or through it."""
+"""A film of a scene, seen from a camera that flies around or through it."""
 
 from collections.abc import Callable, Iterator, Mapping
 import os
@@ -8,33 +8,38 @@ import jax
 from PIL import Image
 
 from big_vision import config as config_lib
+from big_vision.evaluators import harness
 from big_vision.proj.nerf import cameras
-from big_vision.proj.nerf import images
+from big_vision.proj.nerf import render_images
 from big_vision.proj.nerf import scenes
 
 
 class Evaluator:
-  """Writes an animated GIF; no metric.
+  """Renders a film and writes it as an animated GIF; no metric.
 
-  Args:
-    predict_fn: see `views.Evaluator`.
-    batch_sharding: of the rays.
-    batch_size: rays that are rendered at a time, over all devices.
-    data: a scene, whose cameras say where the path is.
-    outfile: of the GIF, as "{workdir}/{name}.gif".
-    kind: "orbit", around the scene, or "spiral", in front of it.
-    num_frames: of the film, which repeats for ever.
-    frames_per_second: GIF counts hundredths of a second.
-
-  Raises:
-    ConfigError: an unknown kind, no frames, `data` that is no scene.
+  Needs a predict function as `novel_views.Evaluator` does.
   """
 
   def __init__(
-      self, predict_fn: Callable, *,
-      batch_sharding: jax.sharding.NamedSharding, batch_size: int,
+      self, predict_fn: Callable, loader: harness.Loader, *,
       data: Mapping[str, Any], outfile: str, kind: str = "orbit",
       num_frames: int = 40, frames_per_second: float = 12.5):
+    """Opens the scene and plans the path; compiles nothing yet.
+
+    Args:
+      predict_fn: (state, rays, rng=) -> {"rgb", "opacity", "distance"}, not
+        jitted.
+      loader: Compiles; its batch size is the number of rays in a chunk.
+      data: A scene, whose cameras determine the path.
+      outfile: Name of the GIF, for example "{workdir}/{name}.gif".
+      kind: "orbit", around the scene, or "spiral", in front of it.
+      num_frames: Number of frames in the film, which repeats forever.
+      frames_per_second: Speed of the film; GIF rounds the time of a frame to
+        hundredths of a second.
+
+    Raises:
+      ConfigError: an unknown kind, no frames, or `data` is not a scene.
+    """
     scene = scenes.open_scene(data)
     if num_frames < 1 or frames_per_second <= 0:
       raise config_lib.ConfigError(
@@ -48,13 +53,15 @@ class Evaluator:
       raise config_lib.ConfigError(
           f"Unknown kind of path {kind!r}; use 'orbit' or 'spiral'.")
     self._outfile, self._milliseconds = outfile, 1000 / frames_per_second
-    self._render = images.make_renderer(
-        predict_fn, scene.camera, batch_sharding, batch_size)
+    self._render = render_images.make_renderer(
+        predict_fn, scene.camera, loader)
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Writes the file, all of it or nothing; yields nothing."""
-    frames = [Image.fromarray(images.to_uint8(self._render(state, pose)["rgb"]))
-              for pose in self._poses]
+    """Writes the whole file or none; yields nothing."""
+    frames = [
+        Image.fromarray(render_images.to_uint8(
+            self._render(state, pose, number)["rgb"]))
+        for number, pose in enumerate(self._poses)]
     if jax.process_index() == 0:
       os.makedirs(os.path.dirname(self._outfile) or ".", exist_ok=True)
       frames[0].save(
