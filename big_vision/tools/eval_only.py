@@ -1,10 +1,11 @@
-"""Evaluates a checkpoint of any run, of any config.
+"""Evaluates a checkpoint of a run.
 
   python -m big_vision.tools.eval_only --workdir WORKDIR
 
-reads the config stored in the workdir and its newest checkpoint; `--step` takes
-another, `--best` the best. With `--config` the evaluators (only they) are those
-of that config, so that a finished run can be measured in new ways.
+reads the config stored in the workdir and its newest checkpoint; `--step`
+selects another checkpoint, `--best` the best one. `--config` takes the
+evaluators, and nothing else, from another config, so that a finished run can be
+measured in new ways.
 """
 
 import os
@@ -19,7 +20,7 @@ from big_vision import build as build_lib
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import state as state_lib
-from big_vision.evaluators import schedule as evaluators
+from big_vision.evaluators import schedule
 from big_vision.run import checkpoints
 from big_vision.run import cluster
 from big_vision.run import command_line
@@ -32,9 +33,18 @@ from big_vision.run import watchdog
 
 def evaluate(config: config_lib.Config, workdir: str, *,
              step: int | None = None, best: bool = False) -> dict[str, Any]:
-  """Metrics of all evaluators of `config` on a checkpoint of `workdir`.
+  """Runs all evaluators of `config` on a checkpoint of `workdir`.
 
-  Pictures among them are written to the workdir too.
+  Prints the metrics, and writes pictures to the workdir.
+
+  Args:
+    config: Config of the run, with the evaluators to run.
+    workdir: Directory of the run.
+    step: Step of the checkpoint; None for the newest.
+    best: Whether to take it from the best checkpoints.
+
+  Returns:
+    {name: number, or picture as uint8[h, w, 1 or 3]}.
 
   Raises:
     ConfigError: there is no such checkpoint.
@@ -52,7 +62,7 @@ def evaluate(config: config_lib.Config, workdir: str, *,
   console.say(f"Evaluating {directory} after step {step}.")
   frozen = state_lib.put_frozen(built.task, built.strategy, built.mesh)
   with sharding.use(built.mesh, built.rules):
-    values = evaluators.run_all(evals, {**state, "frozen": frozen})
+    values = schedule.run_all(evals, {**state, "frozen": frozen})
   console.say(metrics.format_evals(step, values))
   if jax.process_index() == 0:
     pictures.save_all(workdir, step, values)
@@ -60,12 +70,13 @@ def evaluate(config: config_lib.Config, workdir: str, *,
 
 
 def define_flags():
-  """Called when this is the program, so that others may import it."""
+  """Defines the flags; called only if this module is the program."""
   config_flags.DEFINE_config_file(
-      "config", None, "Whose evaluators to run; by default the run's own.",
+      "config", None, "Config with the evaluators; by default the run's own.",
       lock_config=True)
-  flags.DEFINE_string("workdir", None, "The run.")
-  flags.DEFINE_integer("step", None, "Which checkpoint; default: newest.")
+  flags.DEFINE_string("workdir", None, "Directory of the run.")
+  flags.DEFINE_integer(
+      "step", None, "Step of the checkpoint; by default the newest.")
   flags.DEFINE_bool("best", False, "Take the best checkpoint instead.")
   cluster.define_flags()
   flags.mark_flag_as_required("workdir")

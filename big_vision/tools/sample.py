@@ -4,13 +4,15 @@
   python -m big_vision.tools.sample --workdir WORKDIR \
       --pred "sample(temperature=0.9, top_k=100)" --label 3 --num 64
 
-reads the config stored in the workdir and its newest checkpoint, and writes
-WORKDIR/samples/NAME.png, a grid, and beside it NAME/*.png, one file an image;
-NAME says the step and what was asked for. What draws is a predict function of
-the run's task that returns images in [-1, 1], or a dict with such an "image".
-It gets batches of the run's training data, of which a model of codes reads the
-labels only, and a key made from --seed and the batch's number. `--pred
-reconstruct` shows what an autoencoder makes of the images.
+reads the config stored in the workdir and its newest checkpoint. It writes a
+grid, WORKDIR/samples/NAME.png, and each image to a file below
+WORKDIR/samples/NAME/; NAME is made of the step and the arguments.
+
+The images come from a predict function of the run's task, which returns images
+in [-1, 1] or a dict with such an "image". It gets batches of the run's training
+data, of which a model of codes reads only the labels, and a key made from
+--seed and the batch's number. `--pred reconstruct` shows an autoencoder's
+reconstructions.
 """
 
 import os
@@ -39,20 +41,23 @@ from big_vision.run import pretrained
 def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
            num: int = 16, seed: int = 0, label: int | None = None,
            step: int | None = None) -> str:
-  """Writes `num` images; returns the path of the grid.
+  """Writes images that a run predicts.
 
   Args:
-    config: of the run.
-    workdir: of the run.
-    pred: a predict function, with arguments if need be: "sample(top_k=100)".
-    num: how many.
-    seed: of what is drawn.
-    label: class of all images; None for those of the training data.
-    step: which checkpoint; None for the newest.
+    config: Config of the run.
+    workdir: Directory of the run.
+    pred: Predict function, with arguments if need be: "sample(top_k=100)".
+    num: Number of images.
+    seed: Seed of the draws.
+    label: Class of all images; None for the classes of the training data.
+    step: Step of the checkpoint; None for the newest.
+
+  Returns:
+    The path of the grid.
 
   Raises:
-    ConfigError: no such predict function or checkpoint, or what is predicted
-      are no images.
+    ConfigError: no such predict function or checkpoint exists, or the
+      predictions are not images.
   """
   op, = op_string.parse(pred)
   built = build_lib.build(config)
@@ -64,7 +69,8 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
         f"{sorted(predict_fns)}.")
   if label is not None and "label" not in built.info.batch_spec:
     raise config_lib.ConfigError(
-        f"--label={label}: the run's batches have no label.")
+        f"--label={label}: the run's batches have no label; they have "
+        f"{sorted(built.info.batch_spec)}.")
   directory = os.path.join(workdir, "checkpoints")
   restored = checkpoints.Checkpoints(directory, read_only=True).restore(
       built.shapes, step)
@@ -73,51 +79,58 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
   step, state, _ = restored
   frozen = state_lib.put_frozen(built.task, built.strategy, built.mesh)
 
-  def predict(state, batch, batch_idx):
-    rng = jax.random.fold_in(jax.random.key(seed), batch_idx)
+  def predict(state, batch, number):
     if label is not None:
       batch = {**batch, "label": jnp.full_like(batch["label"], label)}
     found = predict_fns[op.name](
-        state, batch, *op.args, rng=rng, **op.kwargs)
+        state, batch, *op.args, rng=harness.make_rng(seed, number),
+        **op.kwargs)
     image = found.get("image") if isinstance(found, dict) else found
     if getattr(image, "ndim", 0) != 4:
       raise config_lib.ConfigError(
-          f"--pred: {op.name!r} does not predict images, but "
-          f"{jax.tree.map(jnp.shape, found)}.")
+          f"--pred: {op.name!r} does not predict images [b, h, w, c]; it "
+          f"predicts {jax.tree.map(jnp.shape, found)}.")
     return image
 
   images = []
+  predict = harness.Loader(
+      built.batch_sharding, built.info.batch_size).jit(predict)
   with sharding.use(built.mesh, built.rules), built.data.start(
       0, built.batch_sharding) as batches:
-    predict = harness.jit(predict, built.batch_sharding)
-    for i in range(-(-num // built.info.batch_size)):
-      images.append(jax.device_get(
-          predict({**state, "frozen": frozen}, next(batches), i)))
-  shown = pictures.to_uint8(np.concatenate(images)[:num])
-  # Named after what was asked: other images do not take their place.
+    for number in range(-(-num // built.info.batch_size)):
+      images.append(jax.device_get(predict(
+          {**state, "frozen": frozen}, next(batches), np.int32(number))))
+  # Named after the arguments, so that other samples do not replace these.
   asked = [f"{step:08d}", pred] + [f"{key}={value}" for key, value in (
       ("label", label), ("seed", seed or None)) if value is not None]
   name = os.path.join(workdir, "samples", re.sub(
       "[^A-Za-z0-9.=-]+", "_", "_".join(asked)).strip("_"))
-  columns = max(1, int(np.sqrt(num)))
-  rows = len(shown) // columns
+  return _write(name, pictures.to_uint8(np.concatenate(images)[:num]))
+
+
+def _write(name: str, images: np.ndarray) -> str:
+  """Writes uint8[n, h, w, c] as a grid and one by one; returns its path."""
+  columns = max(1, int(np.sqrt(len(images))))
+  rows = len(images) // columns
   if jax.process_index() == 0:
     pictures.save(f"{name}.png", pictures.grid(
-        shown[:rows * columns].reshape(rows, columns, *shown.shape[1:])))
-    for i, picture in enumerate(shown):
-      pictures.save(os.path.join(name, f"{i:05d}.png"), picture)
-  console.say(f"{len(shown)} images: {name}.png and {name}/")
+        images[:rows * columns].reshape(rows, columns, *images.shape[1:])))
+    for i, image in enumerate(images):
+      pictures.save(os.path.join(name, f"{i:05d}.png"), image)
+  console.say(f"{len(images)} images: {name}.png and {name}/")
   return f"{name}.png"
 
 
 def define_flags():
-  """Called when this is the program, so that others may import it."""
-  flags.DEFINE_string("workdir", None, "The run.")
+  """Defines the flags; called only if this module is the program."""
+  flags.DEFINE_string("workdir", None, "Directory of the run.")
   flags.DEFINE_string("pred", "sample", "Predict function, with arguments.")
-  flags.DEFINE_integer("num", 16, "How many images.", lower_bound=1)
-  flags.DEFINE_integer("seed", 0, "Of what is drawn.")
-  flags.DEFINE_integer("label", None, "Class of all; default: of the data.")
-  flags.DEFINE_integer("step", None, "Which checkpoint; default: newest.")
+  flags.DEFINE_integer("num", 16, "Number of images.", lower_bound=1)
+  flags.DEFINE_integer("seed", 0, "Seed of the draws.")
+  flags.DEFINE_integer(
+      "label", None, "Class of all images; by default those of the data.")
+  flags.DEFINE_integer(
+      "step", None, "Step of the checkpoint; by default the newest.")
   cluster.define_flags()
   flags.mark_flag_as_required("workdir")
 

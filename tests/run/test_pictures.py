@@ -2,7 +2,7 @@
 
 import json
 
-from big_vision.evaluators import harness
+from big_vision.evaluators import schedule
 from big_vision.run import metrics
 from big_vision.run import pictures
 import numpy as np
@@ -53,7 +53,7 @@ def test_evaluators_may_yield_pictures_among_numbers():
     def run(self, state):
       yield "n", np.float32(state["x"])
       yield "images", picture
-  values = harness.run_all(
-      [harness.Scheduled("e", "e/", Evaluator())], {"x": 2})
+  values = schedule.run_all([schedule.Scheduled(
+      name="e", prefix="e/", evaluator=Evaluator())], {"x": 2})
   assert values["e/n"] == 2.0 and isinstance(values["e/n"], float)
   assert values["e/images"] is picture

@@ -12,8 +12,11 @@ from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import train as train_lib
 from big_vision import tree
-from big_vision.proj.nerf import path as path_evaluator
-from big_vision.proj.nerf import views
+from big_vision.evaluators import harness
+from big_vision.proj.nerf import camera_path
+from big_vision.proj.nerf import novel_views
+from big_vision.proj.nerf import render_images
+from big_vision.proj.nerf import scenes
 from big_vision.run import checkpoints
 from big_vision.run import interrupts
 from big_vision.run import workdir as workdir_lib
@@ -310,8 +313,9 @@ def test_rays_are_not_mixed(scene, tmp_path):
 
 # -- evaluators ---------------------------------------------------------------
 
-def _sees(state, rays):
-  """A smooth function of rays, which differs from view to view."""
+def _render(state, rays, *, rng=None):
+  """Renders a smooth function of rays, which differs from view to view."""
+  del rng
   x = rays["origin"] + 4 * rays["direction"] + state["shift"]
   rgb = jax.nn.sigmoid(x * jnp.asarray([3, 0.2, 1]))
   return {"rgb": rgb, "opacity": rgb[:, 0], "distance": 3 + rgb[:, 1]}
@@ -321,8 +325,8 @@ STATE = {"shift": np.float32(0.3)}
 
 
 def _evaluator(scene, batch_sharding, batch_size=80, **kw):
-  return views.Evaluator(
-      _sees, batch_sharding=batch_sharding, batch_size=batch_size,
+  return novel_views.Evaluator(
+      _render, harness.Loader(batch_sharding, batch_size),
       data=dict(**scene, split="test"), **kw)
 
 
@@ -337,11 +341,12 @@ def measured(scene, batch_sharding):
   return dict(_evaluator(scene, batch_sharding).run(STATE))
 
 
-def test_n12_psnr_is_of_each_image_and_then_the_mean(
+def test_psnr_is_the_mean_over_images_not_that_of_the_mean_error(
     scene, batch_sharding, measured):
   evaluator = _evaluator(scene, batch_sharding)
   truth, distances = evaluator._scene.images(), evaluator._scene.distances()
-  seen = [evaluator._render(STATE, pose) for pose in evaluator._scene.poses]
+  seen = [evaluator._render(STATE, pose, number)
+          for number, pose in enumerate(evaluator._scene.poses)]
   errors = [np.mean((np.float64(a) - b["rgb"]) ** 2)
             for a, b in zip(truth, seen)]
   per_image = np.mean([-10 * np.log10(error) for error in errors])
@@ -360,13 +365,33 @@ def test_n12_psnr_is_of_each_image_and_then_the_mean(
 
 
 @pytest.mark.parametrize("batch_size", [8, 56, 1000])
-def test_n14_chunks_make_no_difference(
+def test_the_size_of_chunks_changes_nothing(
     scene, batch_sharding, measured, batch_size):
   """144 rays; neither 56 nor 1,000 divide them."""
   again = dict(_evaluator(scene, batch_sharding, batch_size).run(STATE))
   assert set(again) == set(measured)
   for name, value in measured.items():
     np.testing.assert_allclose(again[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_draws_differ_by_view_and_chunk_and_repeat(
+    scene, batch_sharding):
+  """144 rays in chunks of 80: each chunk of each view has draws of its own."""
+  def draw(state, rays, *, rng=None):
+    del state
+    b = len(rays["origin"])
+    return {"rgb": jax.random.uniform(rng, (b, 3)), "opacity": jnp.ones(b),
+            "distance": jnp.ones(b)}
+  scene = scenes.open_scene(dict(**scene, split="test"))
+  def render(number, seed=0):
+    loader = harness.Loader(batch_sharding, 80, seed=seed)
+    return render_images.make_renderer(draw, scene.camera, loader)(
+        {}, scene.poses[0], number)["rgb"]
+  first = render(0)
+  np.testing.assert_array_equal(render(0), first)
+  assert len(np.unique(first)) == first.size
+  assert not np.isin(render(1), first).any()
+  assert not np.isin(render(0, seed=1), first).any()
 
 
 def test_pictures_show_truth_rendering_and_nearness(
@@ -383,15 +408,15 @@ def test_pictures_show_truth_rendering_and_nearness(
     _evaluator(scene, batch_sharding, num_views=3)
 
 
-def test_films_are_of_a_path_that_exists(scene, batch_sharding, tmp_path):
-  kw = dict(batch_sharding=batch_sharding, batch_size=80,
-            data=dict(**scene, split="test"), outfile=str(tmp_path / "a.gif"))
+def test_a_film_has_its_frames_and_its_speed(scene, batch_sharding, tmp_path):
+  loader = harness.Loader(batch_sharding, 80)
+  kw = dict(data=dict(**scene, split="test"), outfile=str(tmp_path / "a.gif"))
   for wrong in (dict(kind="orbti"), dict(num_frames=0)):
     with pytest.raises(config_lib.ConfigError, match=list(wrong)[0]
                        if "num" in list(wrong)[0] else "'orbit' or 'spiral'"):
-      path_evaluator.Evaluator(_sees, **kw, **wrong)
-  film = path_evaluator.Evaluator(
-      _sees, **kw, num_frames=3, frames_per_second=10)
+      camera_path.Evaluator(_render, loader, **kw, **wrong)
+  film = camera_path.Evaluator(
+      _render, loader, **kw, num_frames=3, frames_per_second=10)
   assert not list(film.run(STATE))
   with Image.open(tmp_path / "a.gif") as image:
     assert image.n_frames == 3 and image.info["duration"] == 100

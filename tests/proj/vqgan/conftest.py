@@ -1,5 +1,5 @@
 """Fixtures for evaluators, of data in memory."""
 
-from array_data import batch_sharding, loader, num_compiled, serve
+from tests.array_data import batch_sharding, loader, num_compiled, serve
 
 __all__ = ["batch_sharding", "loader", "num_compiled", "serve"]
