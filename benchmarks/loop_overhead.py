@@ -16,7 +16,7 @@ import time
 from benchmarks import bare
 from benchmarks import timing
 from big_vision import config as config_lib
-from big_vision.run import metrics
+from big_vision.run import progress
 from big_vision import train
 from big_vision.configs import quickstart
 
@@ -47,19 +47,19 @@ def run_loop(steps) -> float:
   """Seconds a step within `train.train`."""
   times = []
 
-  class Clocked(metrics.Chrono):
+  class Clocked(progress.Chrono):
     """Notes when steps end."""
 
-    def tick(self, step):
-      super().tick(step)
+    def tick(self, step, flops):
+      super().tick(step, flops)
       times.append(time.perf_counter())
 
-  original, metrics.Chrono = metrics.Chrono, Clocked
+  original, progress.Chrono = progress.Chrono, Clocked
   try:
     with tempfile.TemporaryDirectory() as workdir:
       train.train(_config(steps), workdir)
   finally:
-    metrics.Chrono = original
+    progress.Chrono = original
   return (times[-1] - times[0]) / (len(times) - 1)
 
 

@@ -1,8 +1,8 @@
-"""Configs: arguments of config files, strict reading, durations, storing.
+"""Reads configs strictly, compares them and stores them.
 
 A config file returns an `ml_collections.ConfigDict`. The program reads it as a
-`Config`, which remembers every key that was asked for, so that a key nobody
-read (a typo, an option that does not exist) stops the run before it costs.
+`Config`, which remembers every key that was read. A key that nothing reads (a
+typo, an option that does not exist) stops the run before it costs anything.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,11 +18,11 @@ _SECRET = re.compile(r"(^|_)(token|secret|password|api_key)$", re.IGNORECASE)
 
 
 class ConfigError(ValueError):
-  """The config asks for something that does not exist or cannot be."""
+  """The config or the command line is invalid."""
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-  """" (did you mean 'x'?)" for the option most like `word`, else ""."""
+  """Returns " (did you mean 'x'?)" for the option most like `word`, or ""."""
   matches = difflib.get_close_matches(str(word), map(str, options), n=1)
   return f" (did you mean {matches[0]!r}?)" if matches else ""
 
@@ -31,13 +31,17 @@ def call(fn: Callable, kwargs: Mapping[str, Any], where: str, **given):
   """Calls `fn(**given, **kwargs)`, where `kwargs` come from the config.
 
   Args:
-    fn: any callable whose signature Python can tell.
-    kwargs: the config's part; unknown and missing names are reported.
-    where: the config's path of `kwargs`, for messages ("config.model").
-    **given: what the program adds; a clash with `kwargs` is an error.
+    fn: Callable whose signature `inspect` can read.
+    kwargs: Arguments from the config.
+    where: Path of `kwargs` in the config, for messages ("config.model").
+    **given: Arguments from the program; `kwargs` must not repeat them.
+
+  Returns:
+    The result of the call.
 
   Raises:
-    ConfigError: a name `fn` does not take, or one it needs and did not get.
+    ConfigError: `kwargs` has a name that `fn` does not accept or that the
+      program sets, or lacks one that `fn` needs; lists what `fn` accepts.
   """
   parameters = inspect.signature(fn).parameters
   accepted = [
@@ -57,16 +61,21 @@ def call(fn: Callable, kwargs: Mapping[str, Any], where: str, **given):
       if parameters[name].default is inspect.Parameter.empty
       and name not in kwargs]
   if missing:
-    raise ConfigError(f"{where} lacks {missing}; it got {sorted(kwargs)}.")
+    raise ConfigError(
+        f"{where} lacks {missing}; it has {sorted(kwargs)}.")
   return fn(**given, **kwargs)
 
 
 class Config(Mapping):
-  """A read-only config that remembers what was asked for.
+  """A read-only config that remembers which keys were read.
 
-  Values are read as `config.lr`, `config["lr"]`, `config.get("lr", 0.1)`;
+  Values are read as `config.lr`, `config["lr"]` or `config.get("lr", 0.1)`;
   nested dicts are `Config`s too. `dict(config)` and `**config` count as
   reading: the receiver must then check the names (see `call`).
+
+  Args:
+    values: Values by key, as a dict or a ConfigDict.
+    path: Path of these values in the whole config, for messages.
   """
 
   def __init__(self, values: Mapping[str, Any], path: str = "config"):
@@ -84,11 +93,12 @@ class Config(Mapping):
     self._asked.add(key)
     if key not in self._values:
       raise ConfigError(
-          f"{self._path}.{key} is needed and not there"
-          f"{nearest(key, self._values)}. There are {sorted(self._values)}.")
+          f"{self._path}.{key} is missing{nearest(key, self._values)}. "
+          f"{self._path} has {sorted(self._values)}.")
     return self._values[key]
 
   def get(self, key, default=None):
+    """Returns a value, or `default` if the key is absent or its value None."""
     self._asked.add(key)
     value = self._values.get(key, default)
     return default if value is None else value
@@ -112,13 +122,17 @@ class Config(Mapping):
     return f"Config({self.to_dict()!r})"
 
   def to_dict(self) -> dict[str, Any]:
-    """A plain nested dict; does not count as reading."""
+    """Returns a plain nested dict; this does not count as reading."""
     return {
         key: value.to_dict() if isinstance(value, Config) else value
         for key, value in self._values.items()}
 
   def unread(self) -> list[tuple[str, list[str]]]:
-    """(path, names that were asked for in its place) of every unread key."""
+    """Lists unread keys, each with the absent names that were asked for.
+
+    Returns:
+      [(path of the key, names that it may have been meant for)].
+    """
     found = []
     for key, value in self._values.items():
       if key not in self._asked:
@@ -129,7 +143,7 @@ class Config(Mapping):
     return found
 
   def check_all_read(self):
-    """Raises ConfigError if there is a key that nobody asked for."""
+    """Raises ConfigError if there is a key that nothing has read."""
     unread = self.unread()
     if unread:
       lines = [
@@ -141,11 +155,11 @@ class Config(Mapping):
 
 
 def to_json(config: Config) -> str:
-  """The resolved config as JSON, with values named like secrets hidden.
+  """Returns the config as JSON; values whose keys name secrets are hidden.
 
   Raises:
-    ConfigError: a value that JSON cannot hold (a function, an array); names
-      its path.
+    ConfigError: JSON cannot hold a value (a function, an array); names its
+      path.
   """
   def plain(value, path):
     if isinstance(value, Mapping):
@@ -156,14 +170,14 @@ def to_json(config: Config) -> str:
     if value is None or isinstance(value, (bool, int, float, str)):
       return value
     raise ConfigError(
-        f"{path} is a {type(value).__name__}; a config holds numbers, strings, "
-        "booleans, lists and dicts only, so that it can be stored and "
+        f"{path} is a {type(value).__name__}; a config holds only numbers, "
+        "strings, booleans, lists and dicts, so that it can be stored and "
         "compared.")
   return json.dumps(plain(config.to_dict(), "config"), indent=2, sort_keys=True)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """{"a.b": value} of a nested dict; an empty dict is a value."""
+  """Flattens a nested dict to {"a.b": value}; empty dicts are values."""
   flat = {}
   for key, value in values.items():
     if isinstance(value, Mapping) and value:
@@ -174,7 +188,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """One line for every key in which two configs differ."""
+  """Returns one line for every key in which two configs differ."""
   old, new = flatten(old), flatten(new)
   absent = object()
   def show(value):
@@ -186,9 +200,9 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def resolve(values: ml_collections.ConfigDict) -> Config:
-  """What a config file returned, in the form in which it is stored.
+  """Converts what a config file returned to the form in which it is stored.
 
-  Going through JSON makes a fresh run and a resumed one, which reads the stored
-  file, see the same values (tuples become lists).
+  A resumed run reads the stored file. Because of the way through JSON, a fresh
+  run sees the same values (tuples become lists).
   """
   return Config(json.loads(to_json(Config(values))))

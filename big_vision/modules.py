@@ -102,7 +102,7 @@ def list_names(kind: str) -> list[str]:
 
 
 def is_module_name(name: str) -> bool:
-  """Whether a name has a dot between identifiers, like "mylab.data.birds"."""
+  """Returns whether `name` is dotted identifiers, like "mylab.data.birds"."""
   parts = name.split(".")
   return len(parts) > 1 and all(part.isidentifier() for part in parts)
 
@@ -114,7 +114,7 @@ def _full_name(folder: str | None, name: str) -> str:
 
 
 def _defines(path: pathlib.Path, name: str | None) -> bool:
-  """Whether the module at `path` binds `name`, or registers ops if None."""
+  """Returns whether a file binds `name`; for None, whether it registers ops."""
   if not path.is_file():
     return False
   text = path.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The little language of configs: "op|op(arg, name=arg)".
+"""Parses the op strings of configs: "op|op(arg, name=arg)".
 
-Preprocessing and sharding strategies are both written in it. Arguments are
+Preprocessing and sharding strategies are both written this way. Arguments are
 Python literals; a `|` inside quotes or brackets belongs to the argument.
 """
 
@@ -11,7 +11,14 @@ from big_vision import config as config_lib
 
 
 class Op(NamedTuple):
-  """One op of a string: `name(*args, **kwargs)`, written as `text`."""
+  """One op of a string.
+
+  Attributes:
+    name: Name of the op.
+    args: Its positional arguments.
+    kwargs: Its keyword arguments.
+    text: The op as written.
+  """
   name: str
   args: tuple
   kwargs: dict[str, Any]
@@ -19,21 +26,21 @@ class Op(NamedTuple):
 
 
 def parse(string: str) -> list[Op]:
-  """The ops of `string`, in order; empty pieces are skipped.
+  """Parses `string` into ops, in order; empty pieces are skipped.
 
   >>> parse("decode|resize((2, 3), method='area')")[1][:3]
   ('resize', ((2, 3),), {'method': 'area'})
 
   Raises:
-    ConfigError: a piece that is not `name` or `name(literals)`; it shows the
-      string and the piece.
+    ConfigError: a piece is not `name` or `name(literals)`; shows the string
+      and the piece.
   """
   return [_parse_op(piece.strip(), string)
           for piece in _split(string) if piece.strip()]
 
 
 def _split(string: str) -> list[str]:
-  """Pieces between the `|` that stand outside of quotes and brackets."""
+  """Splits at every `|` outside of quotes and brackets."""
   pieces, start, depth, quote, escaped = [], 0, 0, None, False
   for position, character in enumerate(string):
     if quote:
@@ -56,7 +63,7 @@ def _split(string: str) -> list[str]:
 
 
 def _parse_op(piece: str, string: str) -> Op:
-  """The op that `piece` writes down."""
+  """Parses one piece of `string`."""
   def fail(reason):
     return config_lib.ConfigError(
         f"Cannot read {piece!r} in {string!r}: {reason}. Write ops as "
@@ -66,16 +73,16 @@ def _parse_op(piece: str, string: str) -> Op:
   except SyntaxError as error:
     raise fail(error.msg) from error
   if isinstance(node, ast.Name):
-    return Op(node.id, (), {}, piece)
+    return Op(name=node.id, args=(), kwargs={}, text=piece)
   if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
     raise fail("it is not an op")
   try:
     args = tuple(ast.literal_eval(arg) for arg in node.args)
     kwargs = {k.arg: ast.literal_eval(k.value) for k in node.keywords}
-  except (TypeError, ValueError) as error:  # TypeError is of {[]: 1}.
+  except (TypeError, ValueError) as error:  # {[]: 1} raises a TypeError.
     raise fail("its arguments are not Python literals") from error
   if None in kwargs:
-    raise fail("`**` cannot be used")
+    raise fail("`**` is not allowed")
   if len(kwargs) < len(node.keywords):
     raise fail("an argument is given twice")
-  return Op(node.func.id, args, kwargs, piece)
+  return Op(name=node.func.id, args=args, kwargs=kwargs, text=piece)

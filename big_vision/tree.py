@@ -1,7 +1,7 @@
-"""Trees of arrays, addressed by "/"-joined names.
+"""Addresses the leaves of trees by "/"-joined names.
 
-Names are how a person speaks of a parameter ("params/head/kernel"): they appear
-in regexes of configs, in error messages and in checkpoints.
+Regexes in configs, error messages and checkpoints all call a parameter by its
+name ("params/head/kernel").
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ import jax
 
 
 def _entry_name(entry) -> str:
-  """The name of one step of a jax key path."""
+  """Returns the name of one entry of a jax key path."""
   for attribute in ("key", "name", "idx"):
     if hasattr(entry, attribute):
       return str(getattr(entry, attribute))
@@ -20,7 +20,7 @@ def _entry_name(entry) -> str:
 
 
 def flatten_with_names(tree, is_leaf=None) -> list[tuple[str, Any]]:
-  """Leaves of `tree` with their names, in jax's order.
+  """Lists the leaves of `tree` with their names, in jax's order.
 
   >>> flatten_with_names({"b": (1, 2), "a": 3})
   [('a', 3), ('b/0', 1), ('b/1', 2)]
@@ -30,14 +30,16 @@ def flatten_with_names(tree, is_leaf=None) -> list[tuple[str, Any]]:
 
 
 def map_with_names(fn: Callable[..., Any], tree, *rest, is_leaf=None):
-  """Like `jax.tree.map`, and `fn` is given the leaf's name first."""
+  """Maps like `jax.tree.map`, with the leaf's name as first argument."""
   def call(path, leaf, *others):
     return fn("/".join(map(_entry_name, path)), leaf, *others)
   return jax.tree_util.tree_map_with_path(call, tree, *rest, is_leaf=is_leaf)
 
 
 def unflatten(named: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict:
-  """Nested dict from "/"-joined names: the inverse for trees of dicts.
+  """Builds a nested dict from "/"-joined names.
+
+  The inverse of `flatten_with_names` for trees of dicts.
 
   Raises:
     ValueError: a name is both a leaf and the start of another name.
@@ -58,7 +60,11 @@ def unflatten(named: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict:
 
 def first_match(
     names: Iterable[str], patterns: Sequence[str]) -> dict[str, int | None]:
-  """For every name, the index of the first regex that matches all of it."""
+  """Returns the first pattern that matches each name as a whole.
+
+  Returns:
+    {name: index into `patterns`}, None for a name that no pattern matches.
+  """
   compiled = [re.compile(pattern) for pattern in patterns]
   def find(name):
     return next(
@@ -67,12 +73,21 @@ def first_match(
 
 
 def num_elements(tree) -> int:
-  """How many numbers the arrays (or shapes) of `tree` hold together."""
+  """Counts the elements of all arrays (or shapes) in `tree`."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def merge(full, part: Mapping):
-  """`full` with the leaves that `part`, a subtree of dicts, also has."""
+  """Replaces the leaves of `full` that `part` has too.
+
+  Args:
+    full: Tree whose upper levels are dicts.
+    part: Nested dict of some of the same names; or a leaf or subtree, which
+      replaces `full`.
+
+  Raises:
+    ValueError: `part` has a name that `full` lacks.
+  """
   if not isinstance(part, Mapping):
     return part
   unknown = set(part) - set(full)
@@ -83,7 +98,10 @@ def merge(full, part: Mapping):
 
 
 def keep(tree: Mapping, predicate: Callable[[Any], bool]) -> dict:
-  """The nested dict without the leaves that fail `predicate`."""
+  """Drops the leaves of a nested dict for which `predicate` is false.
+
+  Dicts that become empty are dropped too.
+  """
   kept = {}
   for key, value in tree.items():
     if isinstance(value, Mapping):
@@ -95,7 +113,7 @@ def keep(tree: Mapping, predicate: Callable[[Any], bool]) -> dict:
 
 
 def select(tree, part: Mapping):
-  """The leaves of `tree` at the places where `part` has leaves."""
+  """Selects the entries of `tree` where the nested dict `part` has leaves."""
   if not isinstance(part, Mapping):
     return tree
   return {key: select(tree[key], value) for key, value in part.items()}

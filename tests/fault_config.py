@@ -1,6 +1,6 @@
-"""The tiny run, shorter, with a fault that environment variables ask for.
+"""A shorter tiny run, with a fault that an environment variable asks for.
 
-They are no part of the config, so that a run can be continued without it:
+The variables are not part of the config, so the run can resume without a fault:
 
   FAULT_STEP=5     the step after 5 updates never ends
   FAULT_DATA=24    preparing the 25th example of a process never ends
@@ -63,12 +63,12 @@ def get_config(arg=None):
 
 
 def _register_ops():
-  """Preprocessing that takes long, or for ever."""
+  """Registers ops that take long, or for ever."""
   from big_vision.pp import registry
   import tensorflow as tf
 
   def passing(trap):
-    """An op that calls `trap` for every example."""
+    """Returns an op that calls `trap` for every example."""
     def op(data):
       with tf.control_dependencies([tf.py_function(trap, [], [])]):
         return {key: tf.identity(value) for key, value in data.items()}
@@ -97,7 +97,7 @@ def _register_ops():
 
 
 def _register_trainer():
-  """The classification trainer with a step that may never end."""
+  """Registers the classification trainer with a step that may never end."""
   from big_vision.trainers import classification
 
   def make_task(config, info):

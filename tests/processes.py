@@ -14,43 +14,48 @@ from big_vision.run import checkpoints
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
-# What depends on the clock is not compared.
+# Metrics that depend on the clock or the machine are not compared.
 TIMES = ("img/sec", "uptime", "core_hours", "eta", "data_", "z/", "y/",
          "tflops", "mfu", "host_gib", "device_gib")
-# What launchers set, which must not leak from where the tests run.
+# Variables of launchers must not leak in from where the tests run.
 _LAUNCHERS = ("OMPI_", "PMIX_", "SLURM_", "JAX_COORDINATOR", "JAX_NUM_PRO",
               "JAX_PROCESS", "JOB_COMPLETION_INDEX")
 
 
-def start(workdir, *flags, config="tests/tiny_config.py", umask=-1, **env):
-  """A run; `output` gives what it printed, at any time."""
+def start(workdir, *flags, config="tests/tiny_config.py", umask=-1, cwd=ROOT,
+          **env):
+  """Starts a training run; `output` returns what it has printed so far."""
   command = [sys.executable, "-m", "big_vision.train", "--config", config,
              "--workdir", str(workdir), *flags]
+  return start_command(command, umask=umask, cwd=cwd, env=environ(**env))
+
+
+def environ(**env):
+  """Returns environment variables for a command that runs on one CPU device."""
   around = {name: value for name, value in os.environ.items()
             if not name.startswith(_LAUNCHERS)}
-  return start_command(command, umask=umask, env={
-      **around, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu",
-      "TF_CPP_MIN_LOG_LEVEL": "2", **env})
+  return {**around, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu",
+          "TF_CPP_MIN_LOG_LEVEL": "2", **env}
 
 
-def start_command(command, **kw):
-  """Any command. Not with a pipe: stacks of many threads would fill it."""
+def start_command(command, cwd=ROOT, **kw):
+  """Starts any command. Not with a pipe, which long stack traces would fill."""
   with tempfile.NamedTemporaryFile(delete=False) as log:
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, **kw)
+        command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, **kw)
   process.log = pathlib.Path(log.name)
   atexit.register(process.log.unlink, missing_ok=True)
   return process
 
 
 def output(process):
-  """What it printed so far."""
+  """Returns what a process has printed so far."""
   return process.log.read_text(errors="replace")
 
 
 def start_several(
     workdir, *flags, count=2, config="tests/tiny_config.py", env=None):
-  """The processes of a run, of one device each, over loopback."""
+  """Starts the processes of a run, on one device each, over loopback."""
   address = f"127.0.0.1:{free_port()}"
   env = env or [{}] * count
   return [
@@ -61,20 +66,26 @@ def start_several(
 
 
 def finish(process, code=0, timeout=240):
-  """What it printed; it must end with the exit code, or one of several."""
+  """Waits for a process and returns what it printed.
+
+  Args:
+    process: Process from `start`.
+    code: Expected exit code, or a tuple of those allowed.
+    timeout: Limit in seconds.
+  """
   try:
     process.wait(timeout=timeout)
   except subprocess.TimeoutExpired:
     process.kill()
     raise AssertionError(
-        f"Still there after {timeout} s: {output(process)}") from None
+        f"Still running after {timeout} s: {output(process)}") from None
   codes = code if isinstance(code, tuple) else (code,)
   assert process.returncode in codes, f"{process.returncode}\n{output(process)}"
   return output(process)
 
 
 def rows(workdir):
-  """The metrics that do not depend on the clock."""
+  """Returns the rows of a run, without what depends on the clock."""
   path = pathlib.Path(workdir) / "metrics.jsonl"
   lines = path.read_text().splitlines() if path.exists() else []
   return [{k: v for k, v in json.loads(line).items() if not k.startswith(TIMES)}
@@ -82,7 +93,7 @@ def rows(workdir):
 
 
 def wait_until(condition, *processes, timeout=180, what="It"):
-  """Waits for `condition()`; the processes must be alive until then."""
+  """Waits for `condition()`; fails if a process ends before."""
   until = time.monotonic() + timeout
   while not condition():
     for process in processes:
@@ -104,18 +115,18 @@ def wait_for_step(process, workdir, step):
 
 
 def wait_for_text(process, text, timeout=180):
-  """Waits until it has printed `text`."""
+  """Waits until a process has printed `text`."""
   wait_until(lambda: text in output(process), process, timeout=timeout,
              what=f"Printing {text!r}")
 
 
 def arrays(workdir):
-  """Every array of the last checkpoint, by name."""
+  """Returns every array of the last checkpoint, by name."""
   return checkpoints.read_arrays(os.path.join(workdir, "checkpoints"))
 
 
 def assert_same(expected_workdir, workdir):
-  """The same metrics and the same state, to the bit."""
+  """Asserts that two runs have the same metrics and state, to the bit."""
   expected, got = arrays(expected_workdir), arrays(workdir)
   assert set(expected) == set(got)
   for name, value in expected.items():
@@ -124,18 +135,18 @@ def assert_same(expected_workdir, workdir):
 
 
 def assert_close(expected_workdir, workdir):
-  """The same losses to 1e-5, the same accuracies, and each step once."""
+  """Asserts losses equal to 1e-5, equal accuracies, and each step once."""
   for theirs, ours in zip(rows(expected_workdir), rows(workdir), strict=True):
     assert set(ours) == set(theirs)
     for key, value in ours.items():
-      if "/prec@" in key:  # Of evaluators; in training, labels are mixed.
+      if "/prec@" in key:  # Evaluators' only: training mixes labels.
         assert value == theirs[key], key
       np.testing.assert_allclose(
           value, theirs[key], rtol=1e-5, atol=1e-5, err_msg=key)
 
 
 def free_port():
-  """A port that nobody listens at now."""
+  """Returns a port on which nothing listens now."""
   with socket.socket() as sock:
     sock.bind(("127.0.0.1", 0))
     return sock.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Strict configs: what is unread, unknown or of the wrong type is an error."""
+"""Keys that are unread, unknown or of the wrong type are errors."""
 
 import json
 
@@ -10,7 +10,7 @@ import ml_collections
 import pytest
 
 
-def test_unread_keys_are_named_with_the_nearest_that_was_asked_for():
+def test_unread_keys_are_named_with_the_nearest_key_that_was_read():
   config = config_lib.Config({
       "lr": 1.0, "grad_clip": 2.0, "input": {"batch_size": 8, "chache": True}})
   assert config.lr == 1.0
@@ -32,13 +32,13 @@ def test_reading_everything_passes_and_whole_dicts_count_as_read():
   config.check_all_read()
 
 
-def test_dumping_does_not_count_as_reading():
+def test_storing_does_not_count_as_reading():
   config = config_lib.Config({"a": {"b": 1}})
   config_lib.to_json(config)
   assert config.unread() == [("config.a", [])]
 
 
-def test_missing_key_names_what_is_there():
+def test_the_error_for_a_missing_key_lists_the_keys_there_are():
   config = config_lib.Config({"model_nmae": "vit"})
   with pytest.raises(config_lib.ConfigError, match="model_name.*'model_nmae'"):
     _ = config.model_name
@@ -73,7 +73,7 @@ def test_parse_arg_takes_types_from_defaults():
     ("batch_size=big", "batch_size=big is not of type int"),
     ("batch_size=2.5", "batch_size=2.5 is not of type int"),
     ("crop=3", "crop=3 is not of type bool")])
-def test_parse_arg_errors(text, message):
+def test_arguments_that_cannot_be_parsed_are_named(text, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     common.parse_arg(text, batch_size=8, crop=False)
 
@@ -83,7 +83,7 @@ def test_parse_arg_errors(text, message):
     ({"total_examples": 96}, 10), ({"total_percent": 0.26}, 52),
     ({"total_steps": 0}, 0), ({"total_examples": 1}, 1),
     ({"total_steps": -1}, 99), ({}, 99), ({"total_steps": None}, 99)])
-def test_durations(keys, steps):
+def test_durations_in_any_unit_become_steps(keys, steps):
   assert durations.get_steps(
       "total", keys, batch_size=10, data_size=100, total_steps=200,
       default=99) == steps
@@ -94,12 +94,12 @@ def test_durations(keys, steps):
     ({"log_epochs": 1}, "size of the data or of the batch is not known"),
     ({"log_percent": 5}, "fraction"),
     ({"log_steps": "7"}, "must be a number")])
-def test_duration_errors(keys, message):
+def test_invalid_durations_are_named(keys, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     durations.get_steps("log", keys, batch_size=10, total_steps=100)
 
 
-def test_storing_comparing_and_refusing(tmp_path):
+def test_a_changed_config_is_refused_with_the_difference(tmp_path):
   config = config_lib.resolve(ml_collections.ConfigDict(
       dict(lr=0.1, mesh=[("data", -1)], api_key="s3cret", none=None)))
   assert config.mesh == [["data", -1]]

@@ -1,4 +1,4 @@
-"""Faults of a run, for real: signals, hangs, lost processes, bad records.
+"""Real faults: signals, hangs, lost processes, bad records.
 
 Others are tested elsewhere: kill -9 and signals between steps in
 test_train_processes.py, full disks, flipped bits and kill -9 while saving in
@@ -18,14 +18,14 @@ import pytest
 from tests import processes
 
 CONFIG = "tests/fault_config.py"
-# Seconds in which something that ends at once has ended, on a busy machine.
+# Seconds that "at once" may take on a busy machine.
 SOON = 60
 HUNG = 4
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """The run with two evaluators, without a fault."""
+  """Returns the workdir of a run with two evaluators and no fault."""
   workdir = tmp_path_factory.mktemp("finished")
   processes.finish(processes.start(workdir, config=f"{CONFIG}:evals=2"))
   return workdir
@@ -41,7 +41,7 @@ def _end_all(both):
 
 
 class Slow:
-  """Evaluations are slow as long as this file exists."""
+  """Makes evaluations slow, as long as its file exists."""
 
   def __init__(self, folder):
     self.path = folder / "wait"
@@ -55,7 +55,7 @@ class Slow:
 
 
 def test_sigterm_while_evaluating(finished, tmp_path):
-  """It does not wait for the evaluator, and the continued run makes up."""
+  """The run does not wait for the evaluator, which runs after resuming."""
   workdir, config = tmp_path / "workdir", f"{CONFIG}:evals=2"
   slow = Slow(tmp_path)
   # At step 0 nothing is trained yet, at step 4 there is something to lose.
@@ -79,7 +79,7 @@ def test_sigterm_while_evaluating(finished, tmp_path):
 
 
 def test_sigterm_to_one_of_two_while_evaluating(finished, tmp_path):
-  """Both leave at the same batch; one process alone continues."""
+  """Both processes stop at the same batch; one process alone resumes."""
   workdir, config = tmp_path / "workdir", f"{CONFIG}:evals=2"
   slow = Slow(tmp_path)
   both = processes.start_several(
@@ -99,7 +99,7 @@ def test_sigterm_to_one_of_two_while_evaluating(finished, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_both_of_two_between_evaluations(tmp_path):
-  """As SLURM sends it. orbax asks jax's service for steps to stop at, too."""
+  """As SLURM does it; orbax also asks jax's service at which step to stop."""
   both = processes.start_several(
       tmp_path, config=f"{CONFIG}:evals=2,steps=4000")
   try:
@@ -118,7 +118,7 @@ def test_sigterm_to_both_of_two_between_evaluations(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_while_compiling(tmp_path):
-  """The compiler cannot be stopped; the step is done and saved then."""
+  """The compiler cannot be stopped, so the step is finished and saved."""
   process = processes.start(
       tmp_path, config=f"{CONFIG}:depth=4,watchdog={{'grace_s': 200}}",
       JAX_LOG_COMPILES="1", JAX_ENABLE_COMPILATION_CACHE="0")
@@ -131,7 +131,7 @@ def test_sigterm_while_compiling(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_while_saving(finished, tmp_path):
-  """What is being saved gets saved, then comes the next step's."""
+  """The checkpoint being saved is finished; the last step's follows."""
   config = f"{CONFIG}:evals=2"
   process = processes.start(tmp_path, config=config)
   processes.wait_until(
@@ -157,7 +157,7 @@ def test_a_step_that_hangs(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_a_step_that_hangs(tmp_path):
-  """Nobody would get rid of it otherwise: the signal is caught."""
+  """The signal is caught, so the watchdog has to end the process."""
   process = processes.start(
       tmp_path, config=f"{CONFIG}:watchdog={{'step_s': 0, 'grace_s': 2}}",
       FAULT_STEP="3")
@@ -176,7 +176,7 @@ _LIMITED = f"{CONFIG}:watchdog={{'data_s': 6, 'step_s': 40, 'peer_s': 8}}"
 
 @pytest.mark.slow
 def test_a_peer_that_lives_and_does_not_move(tmp_path):
-  """jax never notices; here both end, and both say whose data it was."""
+  """jax never notices; the watchdog ends both, which name the culprit."""
   both = processes.start_several(
       tmp_path, config=_LIMITED, env=({}, {"FAULT_DATA": "24"}))
   outputs = [processes.finish(process, HUNG, 2 * SOON) for process in both]
@@ -190,9 +190,10 @@ def test_a_peer_that_lives_and_does_not_move(tmp_path):
 
 
 def _in_the_middle(tmp_path, lost, number):
-  """A run of two, one of which gets a signal; (process, output) of the other.
+  """Sends a signal to one of two processes in the middle of a run.
 
-  What is left of it must end by itself, with an error.
+  Returns:
+    The other process, which must end by itself with an error, and its output.
   """
   both = processes.start_several(tmp_path, config=f"{_LIMITED},steps=100000")
   try:
@@ -218,7 +219,7 @@ def test_a_peer_that_is_killed_or_stopped(tmp_path, number):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_the_first_process_is_killed_or_stopped(tmp_path, number):
-  """jax's coordination service goes with it; that may end others first."""
+  """jax's coordination service ends with it, which may end others first."""
   other, output = _in_the_middle(tmp_path, 0, number)
   assert other.returncode in (HUNG, -signal.SIGABRT), output
   if other.returncode == HUNG:
@@ -226,7 +227,7 @@ def test_the_first_process_is_killed_or_stopped(tmp_path, number):
 
 
 def test_a_bad_record_of_one_of_two(tmp_path):
-  """The other would wait for it in a collective."""
+  """Without the watchdog, the other would wait in a collective."""
   for i in range(64):
     folder = tmp_path / "data" / f"class{i % 2}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -248,8 +249,8 @@ def test_a_bad_record_of_one_of_two(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_go_around_data_that_is_not_finite_as_one_does(tmp_path):
-  """Of 4 batches an epoch, one has an image that is NaN."""
+def test_two_processes_skip_data_that_is_not_finite_as_one_does(tmp_path):
+  """One of the 4 batches in an epoch has an image of NaN."""
   images = np.random.default_rng(0).uniform(0, 16, (64, 8, 8, 1))
   images[17, 0, 0] = np.nan
   np.savez(tmp_path / "images.npz", image=images.astype(np.float32),
@@ -267,8 +268,8 @@ def test_two_go_around_data_that_is_not_finite_as_one_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_continued_elsewhere(tmp_path):
-  """Heads and MLPs split; on half of them, fsdp; on one's 8 devices, fsdp."""
+def test_a_killed_run_resumes_on_other_devices_and_processes(tmp_path):
+  """From heads and MLPs split over 4, to fsdp on 2, to fsdp on 8 devices."""
   config = f"{CONFIG}:steps=16,evals=1"
   whole, workdir = tmp_path / "whole", tmp_path / "workdir"
   processes.finish(processes.start(whole, config=config))
@@ -278,7 +279,7 @@ def test_killed_and_continued_elsewhere(tmp_path):
     some = processes.start_several(
         workdir, "--allow_config_change", count=count,
         config=f"{config},{split}", env=[{"FAULT_DATA": str(5 * rows)}] * count)
-    processes.wait_until(  # For five batches, and then no more.
+    processes.wait_until(  # Data is there for five batches only.
         lambda: {path for path in workdir.glob("checkpoints/*")
                  if path.name.isdigit()} - before, *some, what="Saving")
     _end_all(some)
@@ -323,7 +324,7 @@ def test_surroundings_do_not_change_numbers(finished, tmp_path):
 
 @pytest.mark.slow
 def test_kill_9_twenty_times_at_random_moments(finished, tmp_path):
-  """While starting, restoring, training, evaluating, saving."""
+  """While it starts, restores, trains, evaluates and saves."""
   config, generator = f"{CONFIG}:evals=2", random.Random(0)
   start = time.monotonic()
   processes.finish(processes.start(tmp_path / "timed", config=config))

@@ -1,4 +1,4 @@
-"""Names in configs: what they stand for, and what may not be used as what."""
+"""How names in configs become modules, and which modules are refused."""
 
 import sys
 
@@ -20,7 +20,7 @@ def test_names_are_module_paths(kind, name, full_name):
   assert modules.find(kind, name).__name__ == full_name
 
 
-def test_an_unknown_name_is_answered_by_the_nearest():
+def test_the_error_for_an_unknown_name_suggests_the_nearest():
   with pytest.raises(config_lib.ConfigError,
                      match="Unknown model 'vti'.*did you mean 'vit'"):
     modules.find("model", "vti")
@@ -42,7 +42,7 @@ def test_a_module_that_lacks_what_its_kind_requires_is_refused(
     modules.find(kind, name)
 
 
-def test_lists_offer_only_what_qualifies_and_all_of_it():
+def test_lists_offer_all_modules_of_a_kind_and_no_others():
   assert modules.list_names("model") == [
       "bit", "bit_paper", "mlp_mixer", "proj.nerf.mlp", "proj.nerf.voxels",
       "proj.vqgan.autoencoder", "proj.vqgan.discriminator", "proj.vqgan.gpt",

@@ -1,11 +1,11 @@
-"""The "op|op(args)" language."""
+"""Parsing of "op|op(args)"."""
 
 from big_vision import config as config_lib
 from big_vision import op_string
 import pytest
 
 
-def test_pipes_in_quotes_and_brackets_are_data():
+def test_pipes_in_quotes_and_brackets_do_not_split():
   ops = op_string.parse(
       "a| b('x|y', \"it's|\") ||c(d={'k|': [1, (2, -3)]}, e=None)|f('\\'|')")
   assert [op[:3] for op in ops] == [
@@ -20,6 +20,6 @@ def test_pipes_in_quotes_and_brackets_are_data():
     ("a({[]: 1})", "not Python literals"), ("a(b=1, b=2)", "given twice"),
     ("3", "not an op"), ("a.b()", "not an op"), ("a(**{'b': 1})", "`\\*\\*`"),
     ("a b", "Cannot read 'a b' in 'a b'")])
-def test_errors_show_the_piece(string, message):
+def test_errors_quote_the_invalid_piece(string, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     op_string.parse(string)

@@ -1,9 +1,11 @@
-"""The loop in this process: what a run leaves, resuming, refusing."""
+"""Runs the loop in this process: what it leaves, resuming, refusing."""
 
 import json
 import os
 import pathlib
 import re
+import sys
+import types
 
 from big_vision import build as build_lib
 from big_vision import config as config_lib
@@ -14,7 +16,9 @@ from big_vision import train as train_lib
 from big_vision.run import checkpoints
 from big_vision.run import interrupts
 from big_vision.run import workdir as workdir_lib
+from big_vision.trainers import classification
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_config
@@ -37,7 +41,7 @@ def _rows(workdir):
 
 
 def _arrays(workdir, step=None):
-  """Every array of a checkpoint, by name, read through tensorstore alone."""
+  """Reads every array of a checkpoint by name, through tensorstore alone."""
   return checkpoints.read_arrays(os.path.join(workdir, "checkpoints"), step)
 
 
@@ -48,7 +52,7 @@ def _without_times(rows):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """The workdir of an uninterrupted run."""
+  """Returns the workdir of an uninterrupted run."""
   workdir = str(tmp_path_factory.mktemp("finished"))
   train_lib.train(_config(), workdir)
   return workdir
@@ -62,7 +66,7 @@ def test_a_run_learns_and_leaves_every_step_once(finished):
     assert 0 <= rows[step]["test/prec@1"] <= 1
     assert "test/ema/prec@1" in rows[step]
   assert "test/prec@1" not in rows[5]
-  # The head starts at zero, so every class is as likely.
+  # The head starts at zero, so all classes are equally likely.
   np.testing.assert_allclose(rows[0]["test/loss"], np.log(10), rtol=1e-6)
   assert rows[12]["test/loss"] != rows[6]["test/loss"] != rows[0]["test/loss"]
   np.testing.assert_allclose(rows[1]["global_schedule"], 0)  # Warm-up from 0.
@@ -71,11 +75,11 @@ def test_a_run_learns_and_leaves_every_step_once(finished):
   assert stored.to_dict() == _config().to_dict()
 
 
-def test_the_first_losses_are_what_they_were(finished):
-  """A change of numbers is a difference that somebody reads.
+def test_the_first_losses_equal_those_in_the_golden_file(finished):
+  """Numbers never change unnoticed.
 
-  The file changes when a change of them is meant: the message has its contents.
-  Other processors and versions of jax round otherwise, hence a tolerance.
+  If they are meant to change, the failing message has the file's new contents.
+  Processors and versions of jax round differently, hence the tolerance.
   """
   losses = [row["training_loss"] for row in _rows(finished)[1:]]
   stored = json.loads((GOLDEN / "classification.json").read_text())
@@ -99,7 +103,7 @@ def test_same_seed_same_run(finished, tmp_path):
 
 
 def _train_until(step, monkeypatch, config, workdir):
-  """As if the signal had come in that step."""
+  """Trains as if a signal had come during `step`."""
   with monkeypatch.context() as patch:
     patch.setattr(interrupts.Interrupts, "exit_code",
                   lambda self, now: 143 if now == step else None)
@@ -109,7 +113,7 @@ def _train_until(step, monkeypatch, config, workdir):
 
 
 @pytest.mark.parametrize("stop_after", [1, 6])
-def test_stopped_and_continued_is_bit_identical(
+def test_a_run_that_was_stopped_and_resumed_is_bit_identical(
     finished, tmp_path, monkeypatch, stop_after):
   _train_until(stop_after, monkeypatch, _config(), str(tmp_path))
   assert _rows(tmp_path)[-1]["step"] == stop_after
@@ -131,7 +135,7 @@ def test_running_a_finished_run_again_changes_nothing(finished, capsys):
 
 
 def _assert_close(workdir, expected_workdir):
-  """The same losses and evaluations, to 1e-5, and each step once."""
+  """Asserts equal losses and evaluations, to 1e-5, and each step once."""
   for ours, theirs in zip(
       _rows(workdir), _rows(expected_workdir), strict=True):
     for key in ("training_loss", "test/loss", "test/ema/loss", "test/prec@1"):
@@ -149,8 +153,11 @@ def test_losses_do_not_depend_on_devices_or_sharding(
   _assert_close(tmp_path, finished)
 
 
-def test_continued_on_other_devices(finished, tmp_path, monkeypatch):
-  """From 8 devices, split, to 2, whole; processes: see test_faults.py."""
+def test_a_run_resumes_on_other_devices(finished, tmp_path, monkeypatch):
+  """From split parameters on 8 devices to whole ones on 2.
+
+  test_faults.py does this with several processes.
+  """
   _train_until(6, monkeypatch, _config("fsdp"), str(tmp_path))
   some = jax.devices()[:2]
   monkeypatch.setattr(jax, "devices", lambda *args: some)
@@ -166,7 +173,7 @@ def test_continued_on_other_devices(finished, tmp_path, monkeypatch):
     ("replicate", [("act_batch", ("data", "model"))], False)])
 def test_losses_do_not_depend_on_presets(
     finished, tmp_path, monkeypatch, preset, rules, scan):
-  """On a mesh of 4 x 2; nothing is too small to be split."""
+  """On a mesh of 4 x 2, with even the smallest parameters split."""
   original = sharding.preset_strategy
   monkeypatch.setattr(sharding, "preset_strategy", lambda *args: [
       (regex, re.sub(r"(fsdp\(\S*?)\)", r"\1, min_size_to_shard_mb=0)", op))
@@ -197,7 +204,7 @@ def test_gradient_accumulation_gives_the_same_losses(finished, tmp_path):
           a["training_loss"], b["training_loss"], rtol=1e-5)
 
 
-def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+def test_a_loss_that_is_not_finite_stops_and_leaves_no_bad_checkpoint(tmp_path):
   config = _config(lr=1e20, grad_clip_norm=None, loss="sigmoid_xent")
   with pytest.raises(state_lib.NonFiniteError, match=r"Step \d+: .* (nan|inf)"):
     train_lib.train(config, str(tmp_path))
@@ -207,7 +214,7 @@ def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
 
 def _spoil(fname, config, number):
-  """Writes images of which the batch `number` has one that is not finite."""
+  """Writes images; one in the batch `number` is not finite."""
   images = np.random.default_rng(0).uniform(0, 16, (160, 8, 8, 1))
   images[:, 0, 0, 0] = np.arange(160)
   def write():
@@ -219,7 +226,7 @@ def _spoil(fname, config, number):
   write()
 
 
-def test_a_rollback_goes_on_with_the_data_behind_what_was_not_finite(
+def test_a_rollback_skips_the_data_that_was_not_finite(
     tmp_path, capsys, monkeypatch):
   fname, workdir = str(tmp_path / "images.npz"), str(tmp_path / "run")
   def config(**changes):
@@ -230,7 +237,7 @@ def test_a_rollback_goes_on_with_the_data_behind_what_was_not_finite(
   _spoil(fname, config(), number=5)
   with pytest.raises(state_lib.NonFiniteError, match="Step 6: training_loss"):
     train_lib.train(config(), workdir)
-  # Stopped before it saves again, it comes to the same place and goes on.
+  # A run that is stopped before it saves again rolls back once more.
   stops = iter([None, None, 143])
   with monkeypatch.context() as patch:
     patch.setattr(interrupts.Interrupts, "exit_code", lambda *_: next(stops))
@@ -273,7 +280,7 @@ def test_mistakes_in_the_config_stop_before_training(
     tmp_path, changes, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     train_lib.train(_config(**changes), str(tmp_path))
-  assert not (tmp_path / "config.json").exists(), "It would block the mended."
+  assert not (tmp_path / "config.json").exists(), "Blocks a retry."
 
 
 def test_continuing_another_run_and_keeping_the_best(finished, tmp_path):
@@ -288,15 +295,15 @@ def test_continuing_another_run_and_keeping_the_best(finished, tmp_path):
   assert best == rows[-1]["test/prec@1"]
 
 
-def test_another_run_that_is_not_there_is_no_fresh_start(tmp_path):
+def test_resuming_from_a_run_that_does_not_exist_is_an_error(tmp_path):
   with pytest.raises(config_lib.ConfigError,
                      match="no checkpoints to continue"):
     train_lib.train(_config(resume=str(tmp_path / "missing")), str(tmp_path))
 
 
-def test_another_batch_size_goes_on_where_it_was_in_the_data(
+def test_another_batch_size_continues_at_the_same_place_in_the_data(
     tmp_path, monkeypatch):
-  """In examples: 4 steps of 16 and 24 more, in steps of 8, are 88."""
+  """4 steps of 16 examples and 3 steps of 8 make 88."""
   starts = []
   original = input_pipeline.TrainingPipeline.start
   def start(self, first_batch, *args, **kw):
@@ -308,15 +315,38 @@ def test_another_batch_size_goes_on_where_it_was_in_the_data(
   train_lib.train(_config("steps=8", **{"input.batch_size": 48}), str(tmp_path))
   assert starts[0] == (16, 0)
   assert starts[2] == (8, 4 * 16 // 8)
-  # 88 examples are one whole batch of 48 and a part: that batch is skipped.
+  # 88 examples end within the second batch of 48: the rest of it is skipped.
   assert starts[4] == (48, 2)
   assert [row["step"] for row in _rows(tmp_path)] == list(range(9))
 
 
-def test_every_run_says_what_it_does_to_the_machine(finished):
+def test_every_run_logs_how_it_uses_the_machine(finished):
   for row in _rows(finished)[2:]:
     assert row["tflops/sec/core"] > 0 and row["host_gib"] > .1
     assert 0 <= row["data_stall"] <= 1
+
+
+def test_flops_are_counted_again_when_a_phase_begins(tmp_path, monkeypatch):
+  """From the third step on, every step also multiplies two 64 x 64 matrices."""
+  def make_task(config, info):
+    task = classification.make_task(config, info)
+    def update(state, batch, rng, *, multiplies):
+      changed, measurements = task.update(state, batch, rng)
+      if multiplies:
+        square = jnp.full((64, 64), measurements["training_loss"])
+        measurements["product"] = jnp.sum(square @ square)
+      return changed, measurements
+    return task._replace(
+        update=update, static=lambda step: {"multiplies": step >= 2})
+  module = types.ModuleType("big_vision.trainers.two_phases")
+  module.make_task = make_task
+  monkeypatch.setitem(sys.modules, module.__name__, module)
+  train_lib.train(
+      _config("steps=4", evals=None, trainer="two_phases"), str(tmp_path))
+  # The time in which a step was done is in both, so it cancels.
+  flops = [row["tflops/sec/core"] * 1e12 / row["img/sec/core"] * 16
+           for row in _rows(tmp_path)[2:]]
+  np.testing.assert_allclose(np.diff(flops), [2 * 64 ** 3, 0], atol=1)
 
 
 def test_a_profile_of_some_steps(tmp_path):

@@ -1,4 +1,4 @@
-"""The command itself, in real processes: signals, kill -9, two hosts."""
+"""The command in real processes: signals, kill -9, two hosts."""
 
 import os
 import signal

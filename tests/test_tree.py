@@ -1,4 +1,4 @@
-"""Names of leaves, against paths written by hand."""
+"""Compares names of leaves with paths written by hand."""
 
 import collections
 

@@ -1,7 +1,7 @@
-"""Pictures for people: grids of images, as PNG.
+"""Makes grids of images and writes them as PNG.
 
-A picture is uint8[h, w, 1 or 3]. An evaluator may yield one in the place of a
-number; it goes to WORKDIR/pictures and TensorBoard.
+A picture is uint8[h, w, 1 or 3]. An evaluator may yield one in place of a
+number; it goes to WORKDIR/pictures and to TensorBoard.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,28 @@ from PIL import Image
 
 
 def is_picture(value: Any) -> bool:
-  """Whether this is a picture and not a number."""
+  """Returns whether a value is a picture, not a number."""
   return isinstance(value, np.ndarray) and value.ndim == 3
 
 
 def to_uint8(image) -> np.ndarray:
-  """float[..., h, w, c] in [-1, 1] to uint8 of that shape; the rest is cut."""
+  """Converts an image to pixels.
+
+  Args:
+    image: float[..., h, w, c] in [-1, 1]; values outside are clipped.
+
+  Returns:
+    uint8[..., h, w, c].
+  """
   scaled = (np.clip(np.asarray(image, np.float64), -1, 1) + 1) * 127.5
   return np.round(scaled).astype(np.uint8)
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-  """Rows of pictures of one size, with a white line between them, as one.
+  """Joins pictures of one size into one, with white lines between them.
 
   Args:
-    rows: of uint8[h, w, c]; all rows are as long as the first.
+    rows: Rows of pictures uint8[h, w, c], all of the same length.
 
   Returns:
     uint8[rows * (h + 1) - 1, columns * (w + 1) - 1, c].
@@ -40,7 +47,7 @@ def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def save(path: str, picture: np.ndarray):
-  """Writes a PNG, all of it or nothing; makes the folder."""
+  """Writes a PNG atomically; makes its folder if need be."""
   os.makedirs(os.path.dirname(path), exist_ok=True)
   pixels = picture[..., 0] if picture.shape[-1] == 1 else picture
   Image.fromarray(pixels).save(f"{path}.tmp", "PNG")

@@ -1,4 +1,4 @@
-"""Runs that are finished, as parts of others: teachers, features, codes."""
+"""Reads finished runs as parts of others: teachers, features, codes."""
 
 from collections.abc import Callable, Sequence
 import os
@@ -12,10 +12,14 @@ from big_vision.run import workdir as workdir_lib
 
 
 def read_config(workdir: str, where: str = "--workdir") -> config_lib.Config:
-  """The config of a run; `where` it was named, for the message.
+  """Reads the config of a run.
+
+  Args:
+    workdir: Directory of the run.
+    where: Flag, or path of the config key, that named it; for messages.
 
   Raises:
-    ConfigError: this is not the workdir of a run.
+    ConfigError: `workdir` is not the directory of a run.
   """
   config = workdir_lib.load_config(workdir)
   if config is None:
@@ -26,60 +30,63 @@ def read_config(workdir: str, where: str = "--workdir") -> config_lib.Config:
 
 def read(workdir: str, entries: Sequence[str], where: str
          ) -> tuple[config_lib.Config, dict[str, Any]]:
-  """The config of a run, and a part of its newest checkpoint.
+  """Reads the config of a run and a part of its newest checkpoint.
 
   Args:
-    workdir: of the run.
-    entries: of the state: "params", "ema", ...; those it does not have are
-      left out.
-    where: the config's path that named the workdir, for messages.
+    workdir: Directory of the run.
+    entries: Entries of the state: "params", "ema", ...; those that the state
+      lacks are left out.
+    where: Path of the config key that named the run, for messages.
 
   Returns:
-    The config, and {entry: tree of arrays}.
+    The config, and {entry: tree of NumPy arrays}.
 
   Raises:
-    ConfigError: there is no such run, it has no checkpoint, or none of the
+    ConfigError: the run does not exist, has no checkpoint, or has none of the
       entries.
-    CheckpointDamaged: what was saved cannot be read.
+    CheckpointDamaged: the checkpoint cannot be read.
   """
   config = read_config(workdir, where)
   directory = os.path.join(workdir, "checkpoints")
   if not checkpoints.list_steps(directory):
     raise config_lib.ConfigError(
-        f"{where}={workdir!r} is a run that has saved nothing yet.")
+        f"{where}={workdir!r} is a run that has not saved a checkpoint yet.")
   arrays = {}
   for entry in entries:
     arrays |= checkpoints.read_arrays(directory, prefix=f"{entry}/")
   if not arrays:
     raise config_lib.ConfigError(
-        f"{where}={workdir!r}: its state has none of {list(entries)}.")
+        f"{where}={workdir!r}: its state has none of the entries "
+        f"{list(entries)}.")
   return config, tree.unflatten(arrays)
 
 
 def classifier(
     workdir: str, where: str, crop: int | None = None
 ) -> tuple[Callable, dict[str, Any]]:
-  """A finished classification run, as a function of images.
+  """Reads a pretrained classifier and returns it as a function of images.
 
   Args:
-    workdir: of that run.
-    where: the config's path that named the workdir, for messages.
-    crop: side of its images, which are cut from the middle of those it is
-      given; None takes them whole.
+    workdir: Directory of the finished classification run.
+    where: Path of the config key that named the run, for messages.
+    crop: Side of the square that is cut from the middle of each image; None to
+      take whole images.
 
   Returns:
-    A function (variables, image float32[b, h, w, c]) -> (logits, out), and the
-    variables.
+    classify: Function (variables, image) -> (logits float[b, k], out), where
+      `image` is float32[b, h, w, c] in the range the run was trained on.
+    variables: Its parameters and other collections, by name.
 
   Raises:
-    ConfigError: see `read`; or the run was of another trainer.
+    ConfigError: see `read`; or the run is not one of the trainer
+      "classification".
   """
   config, variables = read(
       workdir, ("params", "batch_stats", "features"), where)
   if (trainer := config.get("trainer", "classification")) != "classification":
     raise config_lib.ConfigError(
-        f"{where}={workdir!r} is a run of the trainer {trainer!r}; a "
-        "classifier is wanted.")
+        f"{where}={workdir!r} was trained by {trainer!r}, but a run of "
+        "'classification' is needed.")
   models = modules.find("model", config.model_name)
   model = config_lib.call(models.Model, config.get("model", {}),
                           "config.model", num_classes=config.num_classes)

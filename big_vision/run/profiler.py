@@ -1,7 +1,7 @@
-"""A trace of some steps, and what the devices' memory holds then.
+"""Records a trace of some steps, and what the devices' memory holds.
 
-`config.profile = dict(first_step=100, num_steps=3)` leaves both in
-`WORKDIR/profile`; XProf (`pip install xprof`) and Perfetto show the trace,
+`config.profile = dict(first_step=100, num_steps=3)` writes both to
+`WORKDIR/profile`. XProf (`pip install xprof`) and Perfetto show the trace,
 pprof shows `memory.prof`.
 """
 
@@ -11,15 +11,16 @@ import jax
 
 
 class Profiler:
-  """A context manager; knows when its steps come.
+  """Traces the steps it is told to; a context manager.
 
   Args:
-    workdir: of the run.
-    first_step: the first step that is traced, from 1; None for none.
-    num_steps: how many. The first step of a process compiles: leave it out.
+    workdir: Directory of the run.
+    first_step: First step to trace, from 1; None to trace nothing. The first
+      step of a process compiles, so trace a later one.
+    num_steps: Number of steps to trace.
 
   Raises:
-    ValueError: less than one step.
+    ValueError: `first_step` or `num_steps` is less than 1.
   """
 
   def __init__(self, workdir: str, *, first_step: int | None = None,
@@ -33,9 +34,14 @@ class Profiler:
     self._runs = False
 
   def before(self, step: int, state):
-    """To be called before each step, with the state of the last one."""
+    """Starts or ends the trace; call it before each step.
+
+    Args:
+      step: Step that comes next.
+      state: State after the step before.
+    """
     if step == self._first:
-      jax.block_until_ready(state)  # What came before is not of interest.
+      jax.block_until_ready(state)  # Leaves earlier steps out.
       jax.profiler.start_trace(self._directory)
       self._runs = True
     elif self._runs and step == self._first + self._num:

@@ -1,4 +1,4 @@
-"""Where a run begins or goes on: its state, and its place in the data."""
+"""Finds where a run starts: its state, and its place in the data."""
 
 from collections.abc import Mapping
 import os
@@ -13,16 +13,16 @@ from big_vision.run import console
 
 
 class Start(NamedTuple):
-  """What the loop begins with.
+  """The point from which the loop starts.
 
   Attributes:
-    step: updates that were done.
-    state: of the task, after these.
-    batch: number of the batch that comes next, from 0.
-    rollbacks: how many there were.
-    unevaluated: what was measured after `step`, if its evaluation is still to
-      be done; else None.
-    chrono: what `metrics.Chrono` counted up to here, or None.
+    step: Number of updates done so far.
+    state: State of the task after them.
+    batch: Number of the next batch, from 0.
+    rollbacks: Number of rollbacks so far.
+    unevaluated: Row of metrics after `step` if its evaluators still have to
+      run; else None.
+    chrono: `progress.Chrono.state()` at `step`; None for a new run.
   """
   step: int
   state: Any
@@ -34,14 +34,14 @@ class Start(NamedTuple):
 
 def find(built: build_lib.Built, saver: checkpoints.Checkpoints,
          resume: str | None) -> Start:
-  """This run's last checkpoint, else that of another run, else a new state.
+  """Restores this run's last checkpoint, or another run's, or makes a state.
 
-  A new state has what the task loads ("model_init"), and draws the rest.
+  A new state holds what the task loads ("model_init"); the rest is drawn.
 
   Args:
-    built: of the run's config.
-    saver: this run's own checkpoints.
-    resume: workdir of the other run, or None.
+    built: What the run's config describes.
+    saver: Checkpoints of this run; they come first.
+    resume: Directory of another run to continue from; None for a new run.
 
   Raises:
     ConfigError: the other run has no checkpoints.
@@ -58,13 +58,16 @@ def find(built: build_lib.Built, saver: checkpoints.Checkpoints,
   if restored is None:
     state = state_lib.make(built.task, built.info, built.rng_init,
                            built.shapes, built.shardings)
-    return Start(0, state, 0, 0, {
-        "num_params": tree.num_elements(state.get("params", {}))}, None)
+    num_params = tree.num_elements(state.get("params", {}))
+    return Start(
+        step=0, state=state, batch=0, rollbacks=0,
+        unevaluated={"num_params": num_params}, chrono=None)
   step, state, saved = restored
   console.say(f"Continuing after step {step}.")
-  # A run that was allowed to change its batch size goes on where it was in the
-  # data: it skips what is left of a batch and sees no example again.
+  # A run that was allowed to change its batch size continues at the same place
+  # in the data. It skips the rest of a batch, so it sees no example twice.
   batch_size = built.info.batch_size
   batch = -(-saved.get("examples", step * batch_size) // batch_size)
-  return Start(step, state, batch, saved.get("rollbacks", 0),
-               saved.get("unevaluated"), saved.get("chrono"))
+  return Start(
+      step=step, state=state, batch=batch, rollbacks=saved.get("rollbacks", 0),
+      unevaluated=saved.get("unevaluated"), chrono=saved.get("chrono"))

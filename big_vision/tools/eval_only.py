@@ -25,9 +25,9 @@ from big_vision.run import checkpoints
 from big_vision.run import cluster
 from big_vision.run import command_line
 from big_vision.run import console
-from big_vision.run import metrics
 from big_vision.run import pictures
 from big_vision.run import pretrained
+from big_vision.run import progress
 from big_vision.run import watchdog
 
 
@@ -63,7 +63,7 @@ def evaluate(config: config_lib.Config, workdir: str, *,
   frozen = state_lib.put_frozen(built.task, built.strategy, built.mesh)
   with sharding.use(built.mesh, built.rules):
     values = schedule.run_all(evals, {**state, "frozen": frozen})
-  console.say(metrics.format_evals(step, values))
+  console.say(progress.format_evals(step, values))
   if jax.process_index() == 0:
     pictures.save_all(workdir, step, values)
   return values

@@ -46,7 +46,7 @@ from big_vision.hardware import chips
 from big_vision.hardware import hlo as compiled_lib
 from big_vision.run import command_line
 from big_vision.run import exit_codes
-from big_vision.run import metrics
+from big_vision.run import progress
 from big_vision.run import watchdog
 
 # Bytes per second that a host writes to storage, where none was measured.
@@ -282,8 +282,8 @@ def report(plan: Plan, hardware: Hardware, price: float | None = None):
           f"{info.batch_size / low / hardware.num_hosts:,.0f} " \
           "examples/s on each host, at most."
     hours = [s * info.total_steps * num_devices / 3600 for s in (low, high)]
-    yield f"  To the end: {metrics.format_seconds(low * info.total_steps)} " \
-          f"to {metrics.format_seconds(high * info.total_steps)} without " \
+    yield f"  To the end: {progress.format_seconds(low * info.total_steps)} " \
+          f"to {progress.format_seconds(high * info.total_steps)} without " \
           f"evaluation, {hours[0]:,.1f} to {hours[1]:,.1f} chip-hours" + (
               f", {hours[0] * price:,.2f} to {hours[1] * price:,.2f} at "
               f"{price:g} an hour." if price else ".")

@@ -1,9 +1,10 @@
-"""Draws one or several runs into one HTML file that opens offline.
+"""Writes one HTML page about one or several runs; it opens offline.
 
   python -m big_vision.tools.report WORKDIR... [--out report.html]
 
-It holds the runs' last and best values, the differences between their configs,
-a curve of every metric, and sample predictions where a run has stored some.
+It shows the last and best values of the runs, the differences between their
+configs, a curve of every metric, and sample predictions if a run has stored
+some.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 
 from big_vision import config as config_lib
 from big_vision.run import metrics
+from big_vision.run import progress
 from big_vision.run import workdir as workdir_lib
 
 _COLORS = ("#0b6bcb", "#d1490c", "#1a7f37", "#8250df", "#bf8700", "#cf222e",
@@ -43,10 +45,14 @@ svg text { font: 11px system-ui; fill: #57606a; }
 
 
 class Run:
-  """What a workdir holds.
+  """Config, metrics and sample predictions of a run.
+
+  Args:
+    workdir: Directory of the run.
 
   Raises:
-    FileNotFoundError: it is no run's workdir; says what is missing.
+    FileNotFoundError: `workdir` is not the directory of a run.
+    ValueError: the metrics are damaged.
   """
 
   def __init__(self, workdir: str):
@@ -64,20 +70,20 @@ class Run:
         self.predictions = json.load(file)
 
   def curve(self, name: str) -> list[tuple[float, float]]:
-    """(step, value) of the finite values of a metric."""
+    """Returns (step, value) for the finite values of a metric."""
     return [(row["step"], row[name]) for row in self.rows
             if name in row and math.isfinite(row[name])]
 
 
 def draw_report(runs: list[Run]) -> str:
-  """The report of `runs` as a whole HTML document."""
+  """Returns the report of `runs` as an HTML document."""
   names = sorted({name for run in runs for row in run.rows for name in row}
                  - {"step"}, key=_order)
   charts = "".join(_chart(name, runs) for name in names
                    if any(len(run.curve(name)) > 1 for run in runs))
   body = [f"<h1>{len(runs)} run{'s' * (len(runs) > 1)}</h1>", _summary(runs)]
   if len(runs) > 1:
-    body += ["<h2>How their configs differ</h2>", _differences(runs)]
+    body += ["<h2>Differences between their configs</h2>", _differences(runs)]
   body += ["<h2>Curves</h2>", f"<div class=charts>{charts}</div>"
            if charts else "<p>No metrics were written yet.</p>"]
   for run in runs:
@@ -90,7 +96,7 @@ def draw_report(runs: list[Run]) -> str:
 
 
 def _order(name: str):
-  """Evaluators first, then the training, then what it costs."""
+  """Sorts evaluators first, then training, speed and all other costs."""
   if name.startswith("z/") or "/" not in name and not name.startswith(
       ("training", "l2_", "global_schedule")):
     return 3, name
@@ -105,7 +111,7 @@ def _key(i: int) -> str:
 
 
 def _summary(runs):
-  """A table: a row a run, with the last and best values of evaluators."""
+  """Makes a table with the last and best values of each run."""
   names = sorted({name for run in runs for row in run.rows for name in row
                   if _order(name)[0] == 0 and run.curve(name)})
   head = "".join(f"<th>{html.escape(name)}<br>last (best)" for name in names)
@@ -116,7 +122,7 @@ def _summary(runs):
     cells = [
         f"{run.rows[-1]['step'] if run.rows else 0:,}",
         f"{statistics.median(speeds):,.0f}" if speeds else "",
-        metrics.format_seconds(uptime[-1]) if uptime else ""]
+        progress.format_seconds(uptime[-1]) if uptime else ""]
     for name in names:
       values = [value for _, value in run.curve(name)]
       best = (min if name.endswith("loss") else max)(values) if values else None
@@ -128,7 +134,7 @@ def _summary(runs):
 
 
 def _differences(runs):
-  """A table of the config keys in which the runs are not all equal."""
+  """Makes a table of the config keys in which the runs differ."""
   flat = [config_lib.flatten(run.config) for run in runs]
   rows = []
   for key in sorted(set().union(*flat)):
@@ -138,14 +144,14 @@ def _differences(runs):
       rows.append(f"<tr><td>{html.escape(key)}" + "".join(
           f"<td>{html.escape(value)}" for value in shown))
   if not rows:
-    return "<p>They do not.</p>"
+    return "<p>Their configs are equal.</p>"
   head = "".join(f"<th>{_key(i)}{html.escape(run.name)}"
                  for i, run in enumerate(runs))
   return f"<table><tr><th>key{head}{''.join(rows)}</table>"
 
 
 def _ticks(low: float, high: float) -> list[float]:
-  """About four round numbers in [low, high]."""
+  """Returns about four round numbers in [low, high]."""
   step = 10 ** math.floor(math.log10((high - low) / 3))
   step *= max(k for k in (1, 2, 5) if (high - low) / (step * k) >= 2)
   first = math.ceil(low / step)
@@ -153,7 +159,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _chart(name: str, runs) -> str:
-  """An SVG of one metric of all runs."""
+  """Draws one metric of all runs as SVG."""
   width, height, left, bottom, top = 380, 220, 52, 24, 8
   curves = [run.curve(name) for run in runs]
   points = [point for curve in curves for point in curve]
@@ -192,7 +198,7 @@ def _chart(name: str, runs) -> str:
 
 
 def _samples(predictions) -> str:
-  """Images with what the model says of them."""
+  """Shows images with the predictions of the model."""
   names = predictions.get("class_names")
   show = lambda label: html.escape(str(names[label] if names else label))
   cells = []

@@ -1,4 +1,4 @@
-"""How the processes of a run are found and started, and restarted."""
+"""How the processes of a run are found, started and restarted."""
 
 import os
 import subprocess
@@ -36,10 +36,10 @@ INDEX = {"slurm": ("SLURM_PROCID", "SLURM_LOCALID"),
 @pytest.mark.parametrize("launcher", [
     "slurm", *(pytest.param(launcher, marks=pytest.mark.slow)
                for launcher in ("open_mpi", "kubernetes"))])
-def test_two_processes_train_as_their_launcher_says(tmp_path, launcher):
+def test_the_variables_of_a_launcher_suffice_to_train(tmp_path, launcher):
   address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{processes.free_port()}"}
   environ = {
-      # A job of its own, so that its port is.
+      # A job of its own has a port of its own.
       "slurm": {**SLURM, "SLURM_JOB_ID": str(os.getpid())},
       "open_mpi": {**OPEN_MPI, "OMPI_MCA_orte_hnp_uri": f"{os.getpid()}.0;x"},
       "kubernetes": {**POD, **address}}[launcher]
@@ -53,7 +53,7 @@ def test_two_processes_train_as_their_launcher_says(tmp_path, launcher):
   assert [row["step"] for row in processes.rows(tmp_path)] == [0, 1, 2, 3, 4]
 
 
-def test_slurm_tells_who_is_who():
+def test_slurm_variables_describe_the_processes():
   def find(**changes):
     return cluster.find_processes({**SLURM, **changes})
   assert find()[1:] == (2, 0, [0], "started by SLURM")
@@ -64,7 +64,8 @@ def test_slurm_tells_who_is_who():
                        ("n[003-010,12],m", "n003"), ("gpu[7,9]", "gpu7")]:
     host, port = find(SLURM_STEP_NODELIST=nodes).address.split(":")
     assert host == first and 1024 < int(port) < 65536
-  # One task on a node has all of its GPUs; as does one to whom SLURM gave one.
+  # A single task on a node uses all GPUs it sees, as does one that SLURM gave
+  # a GPU of its own.
   assert find(SLURM_STEP_TASKS_PER_NODE="1(x2)").local_devices is None
   assert find(SLURM_STEP_TASKS_PER_NODE="2(x3),1", SLURM_NODEID="3",
               SLURM_LOCALID="0").local_devices is None
@@ -75,18 +76,18 @@ def test_slurm_tells_who_is_who():
 
 
 def test_slurm_without_srun_is_one_process(capsys):
-  """As in a shell that `salloc -n 2` gave, and in a batch script."""
+  """A shell from `salloc -n 2` and a batch script have the job's variables."""
   environ = {"SLURM_JOB_ID": "6", "SLURM_NTASKS": "2", "SLURM_NODELIST": "vm",
              "SLURM_JOB_NODELIST": "vm"}
   assert cluster.find_processes(environ) is None
   assert "not started by srun: it runs alone" in capsys.readouterr().out
-  # `srun --pty` of one task in such a shell.
+  # `srun --pty` starts one task in such a shell.
   assert cluster.find_processes(
       {**SLURM, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}) is None
   assert not capsys.readouterr().out
 
 
-def test_open_mpi_tells_who_is_who():
+def test_open_mpi_variables_describe_the_processes():
   def find(*given, **changes):
     return cluster.find_processes({**OPEN_MPI, **changes}, *given)
   assert find()[1:] == (2, 0, [0], "started by Open MPI")
@@ -94,7 +95,7 @@ def test_open_mpi_tells_who_is_who():
   many = {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
   assert find(**many).address.startswith("192.0.2.2:")
   assert find(**many).local_devices is None
-  # Version 5 does not tell where mpirun runs.
+  # Version 5 does not say where mpirun runs.
   with pytest.raises(config_lib.ConfigError, match=(
       "process 0 of several, but the environment does not say "
       "--coordinator_address=HOST:PORT. Give")):
@@ -103,8 +104,8 @@ def test_open_mpi_tells_who_is_who():
       "node1:77", 2, 0)
 
 
-def test_kubernetes_tells_who_is_who():
-  """And the manifest says what is needed, the same in all places."""
+def test_the_kubernetes_manifest_describes_the_processes():
+  """Names, counts and exit codes agree in all places of the manifest."""
   manifest = yaml.safe_load((SCRIPTS / "kubernetes.yaml").read_text())
   job, = manifest["spec"]["replicatedJobs"]
   spec = job["template"]["spec"]
@@ -123,14 +124,14 @@ def test_kubernetes_tells_who_is_who():
   assert not restarted & set(rule["onExitCodes"]["values"])
   assert restarted | set(rule["onExitCodes"]["values"]) == {
       value for name, value in vars(exit_codes).items() if name.isupper()}
-  # A pod of an indexed job that is not told where the first is.
+  # A pod of an indexed job that does not know the address of the first one.
   assert cluster.find_processes({"JOB_COMPLETION_INDEX": "0"}) is None
   with pytest.raises(config_lib.ConfigError, match="num_processes=1 to run"):
     cluster.find_processes({"JOB_COMPLETION_INDEX": "1"})
   assert cluster.find_processes({"JOB_COMPLETION_INDEX": "1"}, None, 1) is None
 
 
-def test_arguments_come_before_the_environment():
+def test_arguments_override_the_environment():
   assert cluster.find_processes({**SLURM, **POD}, "a:1", 3, 2)[:3] == (
       "a:1", 3, 2)
   assert cluster.find_processes(SLURM, None, 1) is None
@@ -141,21 +142,21 @@ def test_arguments_come_before_the_environment():
     cluster.find_processes({}, "a", 3, 1)
 
 
-def test_half_of_the_coordinator_s_flags_is_an_error():
+def test_missing_coordinator_flags_are_an_error():
   with pytest.raises(config_lib.ConfigError, match="does not say --process_id"):
     cluster.start_processes("127.0.0.1:1", 2)
 
 
-def test_one_machine_needs_nothing(monkeypatch):
+def test_a_single_machine_needs_no_flags(monkeypatch):
   for name in {*SLURM, *OPEN_MPI, *POD, "JAX_COORDINATOR_ADDRESS"}:
     monkeypatch.delenv(name, raising=False)
-  cluster.start_processes()  # Would hang or raise if it looked for others.
+  cluster.start_processes()  # Would hang or raise if it expected others.
 
 
-def test_the_batch_script_starts_one_process_a_node_and_comes_back(tmp_path):
-  """With commands in the place of SLURM's that say what they were called with.
+def test_the_batch_script_requeues_hung_and_preempted_runs_only(tmp_path):
+  """Scripts that record their arguments stand in for SLURM's commands.
 
-  Under a real SLURM it was tried by hand.
+  The batch script was tried under a real SLURM by hand.
   """
   calls = tmp_path / "calls"
   for name, code in ("srun", "${SRUN_CODE}"), ("scontrol", "0"):

@@ -1,16 +1,17 @@
-"""Pictures: pixels, grids, files; and where the writer puts them."""
+"""Pictures: their pixels, grids and files, and where the writer puts them."""
 
 import json
 
 from big_vision.evaluators import schedule
 from big_vision.run import metrics
 from big_vision.run import pictures
+from big_vision.run import progress
 import numpy as np
 from PIL import Image
 import pytest
 
 
-def test_pixels_are_rounded_and_cut():
+def test_pixels_are_rounded_and_clipped():
   image = np.array([-3, -1, -0.5, 0, 1 / 127.5, 1, 2])
   assert list(pictures.to_uint8(image)) == [0, 0, 64, 128, 128, 255, 255]
 
@@ -42,7 +43,7 @@ def test_the_writer_keeps_pictures_beside_the_numbers(tmp_path, channels):
   events = b"".join(path.read_bytes()
                     for path in (tmp_path / "tensorboard").iterdir())
   assert b"a/images" in events and b"\x89PNG" in events
-  said = metrics.format_evals(3, {"a/loss": 2.0, "a/images": picture})
+  said = progress.format_evals(3, {"a/loss": 2.0, "a/images": picture})
   assert said == "after step 3: a/loss 2.0000"
 
 

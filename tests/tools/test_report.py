@@ -1,4 +1,4 @@
-"""The report: whole HTML, nothing from outside, all that was given."""
+"""The report is valid HTML, loads nothing, and shows everything."""
 
 import html.parser
 import json
@@ -41,7 +41,7 @@ def _rows(offset=0.):
        "img/sec": 100. * s, "uptime": s} for s in (1, 2, 3)]
 
 
-def test_one_run(tmp_path, capsys):
+def test_a_report_of_one_run(tmp_path, capsys):
   predictions = {"class_names": ["cat", "<dog>"], "examples": [
       {"png_base64": "AAAA", "label": 1, "prediction": 0, "probability": .75}]}
   workdir = _workdir(tmp_path, "a<b>", {"lr": 1}, _rows(), predictions)
@@ -56,7 +56,7 @@ def test_one_run(tmp_path, capsys):
   assert page.tags.count("svg") == 4  # uptime, speed, loss, accuracy.
 
 
-def test_several_runs_and_how_they_differ(tmp_path):
+def test_a_report_of_several_runs_shows_how_they_differ(tmp_path):
   runs = [
       _workdir(tmp_path, "one", {"lr": 1, "model": {"width": 8}}, _rows()),
       _workdir(tmp_path, "two", {"lr": 2, "model": {"width": 8}, "wd": 3},
@@ -77,7 +77,7 @@ def test_several_runs_and_how_they_differ(tmp_path):
       assert 0 <= x <= 380 and 0 <= y <= 220
 
 
-def test_what_is_no_run_is_named(tmp_path, capsys):
+def test_a_directory_without_a_run_is_named(tmp_path, capsys):
   assert report.main([str(tmp_path)]) == 2
   assert "no config.json" in capsys.readouterr().err
 
