@@ -1,31 +1,36 @@
 # pylint: disable=line-too-long
-r"""Five architectures on Fashion-MNIST, each with about as much arithmetic.
+r"""Five architectures on Fashion-MNIST, trained with the same arithmetic.
 
-What is trained is the argument: `:model=vit`, `mixer`, `resnet`, `ut` (a
-Universal Transformer whose tokens halt) or `performer` (784 tokens, a pixel
-each; FAVOR+). All see the same images in the same order and have the same
-optimizer, with the rates of `fashion_mnist.py`, tuned for the first. The number
-of steps is such that matrix products and convolutions cost the same as those of
-`epochs` epochs of the ViT.
+The argument `model` is vit, mixer, resnet, ut (a Universal Transformer, which
+decides for each token when to halt) or performer (784 tokens, one for each
+pixel; FAVOR+ attention). All see the same images in the same order and have the
+same optimizer, with the learning rate and weight decay that were tuned for the
+ViT in `fashion_mnist.py`. The number of steps is such that the matrix products
+and convolutions of a run cost as much as `epochs` epochs of the ViT.
 
-What a step of the Universal Transformer costs is `ponder`, the weight of the
-ponder cost: the larger it is, the fewer steps tokens take. Their mean number is
-logged as training_mean_steps. Training computes all of them, evaluation stops
-when all tokens of the batch have halted.
+`ponder` is the weight of the Universal Transformer's ponder cost: the larger it
+is, the fewer steps tokens take. Their mean number is logged as
+training_mean_steps. Training computes all steps; evaluation stops when all
+tokens of the batch have halted.
+
+`redraw_steps` is the number of steps after which the Performer draws new random
+features; 0 keeps the first ones.
 
 COMMAND
   apt-get install dataset-fashion-mnist
   bash run.sh big_vision.tools.prepare_dataset fashion_mnist
   bash run.sh big_vision.train --config big_vision/configs/fashion_mnist_models.py:model=mixer --workdir workdirs/mixer
-  bash run.sh benchmarks.fashion_mnist  # All of them, and a table.
 
-EXPECTED
-  After the arithmetic of two epochs of the ViT, one run each: ViT 82.2 % of the
-  test set, Mixer 87.2 %, ResNet 89.4 %, Universal Transformer 78.9 %, Performer
-  72.5 %. So short a run says how fast they learn, not how well at the end: the
-  ViT reaches 91.6 % after 20 epochs (`fashion_mnist.py`). The Performer with
-  softmax in the place of FAVOR+ (--config.model.attention=memory_efficient):
-  71.8 %, same seed.
+  all of them, and a table:
+  bash run.sh big_vision.tools.sweep --config big_vision/configs/fashion_mnist_models.py --workdir workdirs/models --metrics "test/prec@1,num_params,img/sec"
+
+EXPECTED (2 CPU cores)
+  After the arithmetic of two epochs of the ViT, one run each, on the test set:
+  ViT 82.2 %, Mixer 87.2 %, ResNet 89.4 %, Universal Transformer 78.9 %,
+  Performer 72.5 % (with exact softmax attention, same seed: 71.8 %; with
+  redrawn features: not measured). Such short runs show how fast the models
+  learn, not how well in the end: the ViT reaches 91.6 % after 20 epochs
+  (`fashion_mnist.py`).
 """
 
 from big_vision import config as config_lib
@@ -33,8 +38,8 @@ from big_vision.configs import common
 from big_vision.configs import fashion_mnist
 
 _ViT = dict(patch_size=(4, 4), width=64, num_heads=4, mlp_dim=256)
-# Argument: module, MFLOP that training costs for an image (forward, backward),
-# model.
+# Argument: module, MFLOP for one image in training (forward and backward),
+# arguments of the model.
 MODELS = dict(
     vit=("vit", 98.0, dict(
         _ViT, depth=6, pool_type="gap", posemb="learn")),
@@ -51,11 +56,12 @@ MODELS = dict(
 
 
 def get_config(arg=None):
-  arg = common.parse_arg(arg, model="vit", epochs=2.0, ponder=0.01)
+  arg = common.parse_arg(
+      arg, model="vit", epochs=2.0, ponder=0.01, redraw_steps=0)
   if arg.model not in MODELS:
     raise config_lib.ConfigError(
-        f"There is no model={arg.model!r}{config_lib.nearest(arg.model, MODELS)}; "
-        f"there are {sorted(MODELS)}.")
+        f"Unknown model={arg.model!r}{config_lib.nearest(arg.model, MODELS)}; "
+        f"use one of {sorted(MODELS)}.")
   config = fashion_mnist.get_config()
   config.model_name, mflop, model = MODELS[arg.model]
   config.model = model
@@ -65,4 +71,15 @@ def get_config(arg=None):
       * MODELS["vit"][1] / mflop)
   if arg.model == "ut":
     config.aux_losses = dict(ponder_cost=arg.ponder)
+  if arg.redraw_steps:
+    config.redraw_steps = arg.redraw_steps
+  # They would take longer than these short runs.
+  del config.evals.train, config.evals.knn
   return config
+
+
+def get_sweep():
+  """Every model, and a Performer whose features are drawn anew eight times."""
+  sweep = [dict(name=name, arg=f"model={name}") for name in MODELS]
+  return [*sweep, dict(name="performer_redrawn",
+                       arg="model=performer,redraw_steps=100")]
