@@ -23,7 +23,7 @@ import pytest
 
 
 def _make_imagenet_like(directory):
-  """Tiny datasets in the format, and under the names, of those users bring."""
+  """Writes tiny datasets with the names and the format of the real ones."""
   import tensorflow_datasets as tfds
 
   generator = np.random.default_rng(0)
@@ -74,8 +74,10 @@ def _make_imagenet_like(directory):
   build("imagenet21k", {"full": 20}, encoded, labels=several(21843))
   build("fashion_mnist", {"train": 100, "test": 10}, tfds.features.Image(
       shape=(28, 28, 1), encoding_format="png"), label=one(10))
-  build("cifar10", {"train": 100, "test": 10}, tfds.features.Image(
-      shape=(32, 32, 3), encoding_format="png"), label=one(10))
+  for k in (10, 100):
+    build(f"cifar{k}", {"train": 100, "test": 10}, tfds.features.Image(
+        shape=(32, 32, 3), encoding_format="png"), label=one(k))
+  build("oxford_iiit_pet", {"train": 74, "test": 37}, encoded, label=one(37))
 
 
 @pytest.fixture(scope="session")

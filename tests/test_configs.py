@@ -1,4 +1,4 @@
-"""Every config is built as it is, and trained for two steps in the small."""
+"""Builds every config at full size; trains it for two steps on small data."""
 
 import importlib
 import json
@@ -11,18 +11,20 @@ from big_vision import train as train_lib
 from big_vision import tree
 from big_vision.configs import fashion_mnist_models
 from big_vision.hardware import hlo
+from big_vision.tools import sweep
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
 
-# What makes a config fit the generated data; (argument, changes).
+# Argument and changes with which a config fits the generated data.
 FULL = {
     "vit_s16_i1k": (None, {}),
     "vit_i1k": (None, {}),
     "vit_i21k": (None, {"input.data.split": "full[10:]",
                         "evals.minival.data.split": "full[:10]"}),
+    "deit_s16_i1k": (None, {}),
     "mlp_mixer_i1k": (None, {}),
     "bit_i1k": (None, {}),
     "transfer": (None, {}),
@@ -32,29 +34,35 @@ FULL = {
     "sequences": ("task=addition", {}),
     "proj.pvr.configs.compositional": (None, {}),
 }
-# Projects whose tests have their own list, and such a test as the first below.
+# Projects whose tests have such a list of their own.
 OWN_TESTS = ("proj.nerf.", "proj.vqgan.")
-# Other arguments that make other models or tasks.
+# Arguments that make another model or task.
 MORE = [
     ("fashion_mnist_models", "model=mixer"),
     ("fashion_mnist_models", "model=resnet"),
     ("fashion_mnist_models", "model=performer"),
+    ("fashion_mnist_models", "model=performer,redraw_steps=100"),
     ("sequences", "task=copy"),
     ("sequences", "task=reverse"),
     ("proj.pvr.configs.compositional", "model=transformer"),
 ]
 PARAMETERS = {
-    # Closed form: ViT-S/16 with 1,000 classes, rep_size, no stored posemb.
-    "vit_s16_i1k": 22_122_472,
-    # systems.md: B/16 "tok" with 1,000 classes, plus the pre-logits layer.
-    "vit_i1k": 86_566_888 + 768 * 768 + 768,
-    # Published, and what timm counts.
+    # Published for S/16 with 1,000 classes: 22,050,664. Here the class token
+    # has no position embedding.
+    "deit_s16_i1k": 22_050_664 - 384,
+    # No class token, position embeddings without parameters, a pre-logits
+    # layer.
+    "vit_s16_i1k": 22_050_664 - (1 + 197) * 384 + 384 * 384 + 384,
+    # Published for B/16: 86,567,656. No position embedding of the class token,
+    # a pre-logits layer.
+    "vit_i1k": 86_567_656 - 768 + 768 * 768 + 768,
+    # Published, and counted by timm.
     "mlp_mixer_i1k": 59_880_472,
     "bit_i1k": 25_557_032,
 }
-# Those for which nothing that runs here is the size they are for.
-BIG = {"vit_s16_i1k", "vit_i1k", "vit_i21k", "mlp_mixer_i1k", "bit_i1k",
-       "transfer"}
+# Configs too large for tests; these train with the argument "runlocal".
+BIG = {"vit_s16_i1k", "vit_i1k", "vit_i21k", "deit_s16_i1k", "mlp_mixer_i1k",
+       "bit_i1k", "transfer"}
 
 
 def _config(name, arg=None, **changes):
@@ -72,7 +80,8 @@ def test_no_config_is_forgotten():
   names |= {".".join(path.relative_to(folder).with_suffix("").parts)
             for path in folder.glob("proj/*/configs/*.py")
             if path.stem != "__init__"}
-  names -= {"__init__", "common", "common_i1k"}
+  names = {name for name in names
+           if name != "__init__" and not name.startswith("common")}
   assert {name for name in names if not name.startswith(OWN_TESTS)} == set(FULL)
 
 
@@ -81,8 +90,11 @@ def test_builds_without_allocating(name, imagenet_like, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", imagenet_like)
   arg, changes = FULL[name]
   if name in BIG - {"transfer"}:
-    # Epochs of the generated data are shorter than these configs' warm-up.
+    # The generated data has epochs shorter than the warm-up of these configs.
     changes = {"total_epochs": None, "total_steps": 50_000, **changes}
+  if name == "vit_i21k":
+    changes["evals.fewshot.datasets.imagenet"] = (
+        "imagenet2012", "train", "validation")
   config = _config(name, arg, **changes)
   built = build_lib.build(config)
   build_lib.make_evaluators(config, built)
@@ -105,8 +117,21 @@ def test_other_models_have_a_step(name, arg, imagenet_like, monkeypatch):
   assert measured["training_loss"].shape == ()
 
 
+@pytest.mark.parametrize("path, points", [
+    ("configs/fashion_mnist_models.py", [*fashion_mnist_models.MODELS,
+                                         "performer_redrawn"]),
+    ("proj/pvr/configs/compositional.py", ["transformer", "ut", "ut_saving"])])
+def test_the_sweeps_are_valid(path, points, tmp_path):
+  path = str(pathlib.Path(big_vision.__file__).parent / path)
+  loaded = sweep.load_points(path, str(tmp_path), [0, 1])
+  assert [point.name for point in loaded[::2]] == points
+  assert [point.config.seed for point in loaded] == [0, 1] * len(points)
+  if points[-1] == "ut_saving":
+    assert loaded[-1].config.resume == str(tmp_path / "ut" / "seed=1")
+
+
 def test_the_models_of_fashion_mnist_cost_the_same():
-  """By counting what the traced gradient multiplies."""
+  """Counts the multiplications of the traced gradient."""
   for name, (module, mflop, kw) in fashion_mnist_models.MODELS.items():
     model = importlib.import_module(f"big_vision.models.{module}").Model(
         num_classes=10, **kw)
@@ -133,7 +158,7 @@ def test_trains_two_steps(name, imagenet_like, monkeypatch, tmp_path):
              **FULL[name][1]}
   arg = "runlocal" if name in BIG else FULL[name][0]
   if name in BIG:
-    changes["schedule.warmup_steps"] = 1
+    changes |= {"schedule.warmup_steps": 1, "schedule.warmup_epochs": None}
   config = _config(name, arg, **changes)
   train_lib.train(config, str(tmp_path))
   rows = [json.loads(line)
@@ -141,6 +166,11 @@ def test_trains_two_steps(name, imagenet_like, monkeypatch, tmp_path):
   assert [row["step"] for row in rows] == [0, 1, 2]
   assert any(key.endswith("prec@1") for key in rows[-1])
   assert np.isfinite(rows[-1]["training_loss"])
+  # Evaluators and options that only one config uses.
+  extra = {"vit_i21k": {"z/pets_1shot", "num_rollbacks"},
+           "fashion_mnist": {"knn/knn@20", "train/loss"}}
+  assert extra.get(name, set()) <= set(rows[-1])
+  assert (tmp_path / "checkpoints_best").exists() == (name == "transfer")
 
 
 def test_quickstart_on_a_folder_of_pictures(tmp_path):

@@ -1,24 +1,28 @@
 # pylint: disable=line-too-long
-r"""Fine-tunes a published or own model on a small dataset.
+r"""Fine-tunes a published model, or one of yours, on a small dataset.
 
 COMMAND
   python -m big_vision.train --config big_vision/configs/transfer.py:model=vit-i21k-augreg-b/32,dataset=cifar10,crop=resmall_crop --workdir workdirs/transfer --config.lr=0.03
 
-  from weights of your own (.npz, .safetensors), on any TFDS dataset with a "label":
+  from your own weights (.npz or .safetensors):
   python -m big_vision.train --config big_vision/configs/transfer.py:dataset=cifar100,init=PATH.npz,variant=S/16 --workdir workdirs/transfer
 
 EXPECTED
-  Published, not measured by this project, B/32 AugReg: CIFAR-10 98.55 %,
-  CIFAR-100 91.35 %, Pets 93.78 %, Flowers 99.43 %.
+  Published, not measured by this project, B/32 AugReg on the test sets: CIFAR-10
+  98.55 %, CIFAR-100 91.35 %, Pets 93.78 %, Flowers 99.43 %.
 
-Arguments: model (one of MODELS) or init and variant; dataset (one of DATASETS);
-crop (inception_crop, resmall_crop); batch_size; steps; runlocal.
+The checkpoint with the best accuracy on the part of the training set that is
+held out, "val", is kept in WORKDIR/checkpoints_best.
+
+Arguments: model (one of MODELS), or init and variant; dataset (one of DATASETS);
+crop (inception_crop or resmall_crop); batch_size; steps; runlocal (a few steps
+of a tiny model).
 """
 
 from big_vision.configs import common
 import ml_collections
 
-# name: (what `vit.load` finds, the model's arguments)
+# Argument: name that `vit.load` knows, arguments of the model.
 MODELS = {
     "vit-i21k-augreg-b/32": (
         "howto-i21k-B/32", dict(variant="B/32", pool_type="tok")),
@@ -27,7 +31,7 @@ MODELS = {
     "vit-s16": ("i1k-s16-300ep", dict(
         variant="S/16", pool_type="gap", posemb="sincos2d", rep_size=True)),
 }
-# name: (classes, train, validation, test)
+# Argument: number of classes; splits for training, validation, test.
 DATASETS = {
     "cifar10": (10, "train[:98%]", "train[98%:]", "test"),
     "cifar100": (100, "train[:98%]", "train[98%:]", "test"),
@@ -64,6 +68,7 @@ def get_config(arg=None):
 
   config.log_training_steps = 10
   config.ckpt_steps = 1000
+  config.keep_best = dict(metric="val/prec@1", mode="max")
 
   config.model_name = "vit"
   if arg.runlocal:
@@ -77,7 +82,7 @@ def get_config(arg=None):
 
   config.optax_name = "big_vision.momentum_hp"
   config.grad_clip_norm = 1.0
-  config.wd = None  # Decay towards zero would forget the pre-training.
+  config.wd = None  # Decay towards zero would undo the pre-training.
   config.lr = 0.003
   config.schedule = dict(decay_type="cosine", warmup_steps=500)
 
