@@ -1,4 +1,4 @@
-"""Every config of NeRF is built as it is, and trained for two steps small."""
+"""Builds every config of NeRF at full size; trains small ones for two steps."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ import pytest
 from tests.proj.nerf import llff_files
 
 NAMES = ("analytic", "analytic_voxels", "blender", "llff")
-# What makes them small; voxels have one field and no network.
+# Changes that make a config small; voxels have one field and no network.
 SMALL = {"total_steps": 2, "input.batch_size": 8, "log_training_steps": 1,
          "render.num_coarse": 4, "evals.film.num_frames": 1,
          "evals.film.batch_size": 200, "evals.test.batch_size": 200,
@@ -27,7 +27,7 @@ SMALL_NETWORK = {"render.num_fine": 0, "model.width": 8, "model.depth": 2,
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-  """A folder with "lego" in the Blender format and "fern" in that of LLFF."""
+  """Writes "lego" in the Blender format and "fern" in the LLFF format."""
   path = tmp_path_factory.mktemp("root")
   make_scene.make(
       str(path / "lego"), size=12, num_train=2, num_val=8, num_test=1)
@@ -60,7 +60,7 @@ def test_builds_without_allocating(name, root):
   if name in ("blender", "llff"):
     assert tree.num_elements(built.shapes["params"]) == 1_191_688
     assert built.info.batch_size == 4096
-    # The published schedule: 5e-4 at first, 5e-5 after 250k steps.
+    # The published schedule falls from 5e-4 to 5e-5 over 250k steps.
     schedule = built.task.sched_fns["global_schedule"]
     np.testing.assert_allclose(config.lr * schedule(0), 5e-4)
     np.testing.assert_allclose(config.lr * schedule(250_000), 5e-5, rtol=1e-5)
@@ -68,7 +68,7 @@ def test_builds_without_allocating(name, root):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_trains_two_steps(name, root, tmp_path, monkeypatch):
-  one = jax.devices()[:1]  # Compiles faster; test_radiance_field.py takes 8.
+  one = jax.devices()[:1]  # Compiles faster than for all 8.
   monkeypatch.setattr(jax, "devices", lambda *args: one)
   changes = {**SMALL, **({"model.size": 4} if name == "analytic_voxels"
                          else SMALL_NETWORK)}
@@ -91,7 +91,7 @@ def test_trains_two_steps(name, root, tmp_path, monkeypatch):
   assert (tmp_path / "film.gif").exists()
 
 
-def test_a_scene_that_does_not_exist_is_refused():
+def test_an_unknown_scene_is_refused():
   from big_vision.proj.nerf.configs import blender
   with pytest.raises(config_lib.ConfigError, match="'legs' .*'lego'"):
     blender.get_config("scene=legs")

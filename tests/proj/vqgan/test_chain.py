@@ -1,7 +1,7 @@
-"""Classifier, stage 1, stage 2, samples: the configs, small, one on another.
+"""Trains a classifier, stage 1 and stage 2, each on the one before it.
 
-They run through the loop, the evaluators and the commands as they are.
-Mistakes Q13 and Q15 of systems.md.
+The configs are the shipped ones, made small; they run through the real loop,
+evaluators and commands.
 """
 
 import functools
@@ -44,7 +44,7 @@ def _surroundings(imagenet_like):
 
 
 def make_config(name, arg=None, **changes):
-  config = importlib.import_module(f"big_vision.configs.{name}").get_config(arg)
+  config = importlib.import_module(f"big_vision.{name}").get_config(arg)
   with config.unlocked():
     config.update_from_flattened_dict({**SMALL, **changes})
   return config_lib.resolve(config)
@@ -64,7 +64,7 @@ def train(config, workdir):
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
   return train(make_config(
-      "fashion_mnist", **{"model.width": 8, "model.depth": 3,
+      "configs.fashion_mnist", **{"model.width": 8, "model.depth": 3,
                           "model.num_heads": 2, "model.mlp_dim": 8,
                           "total_steps": 2, "evals": None}),
                tmp_path_factory.mktemp("vqgan") / "classifier")
@@ -72,7 +72,7 @@ def classifier(tmp_path_factory):
 
 def stage1_config(classifier, **changes):
   return make_config(
-      "proj.vqgan.fashion_mnist_f4", f"classifier={classifier}", **{
+      "proj.vqgan.configs.fashion_mnist_f4", f"classifier={classifier}", **{
           "model.width": 4, "model.z_width": 4, "model.mults": (1, 1, 1),
           "model.dropout": 0.5,
           "gan.model.width": 4, "gan.start_percent": 0.0,
@@ -87,7 +87,7 @@ def stage1(classifier):
 
 def stage2_config(classifier, stage1, **changes):
   return make_config(
-      "proj.vqgan.fashion_mnist_gpt",
+      "proj.vqgan.configs.fashion_mnist_gpt",
       f"stage1={stage1},classifier={classifier}", **{
           "model.width": 8, "model.depth": 1, "model.num_heads": 2,
           "evals.samples.num_pictures": 10, "input.cache_raw": True,
@@ -100,7 +100,7 @@ def stage2(classifier, stage1):
   return train(stage2_config(classifier, stage1), stage1.parent / "stage2")
 
 
-def test_stage_1_measures_what_it_should(stage1):
+def test_measurements_of_stage_1_are_consistent(stage1):
   last = rows(stage1)[-1]
   assert 0 < last["test/psnr"] < 50 and -1 <= last["test/ssim"] < 1
   assert last["test/l1"] > 0 and last["test/sharpness"] > 0
@@ -115,8 +115,8 @@ def test_stage_1_measures_what_it_should(stage1):
   assert {"training_adaptive_weight", "disc/global_schedule"} <= set(last)
 
 
-def test_the_first_losses_are_what_they_were(stage1, stage2):
-  """As in tests/test_train.py: the message has the contents of the file."""
+def test_the_first_losses_are_unchanged(stage1, stage2):
+  """As in tests/test_train.py, the message has the new contents of the file."""
   losses = {workdir.name: [row["training_loss"] for row in rows(workdir)[1:4]]
             for workdir in (stage1, stage2)}
   stored = json.loads((GOLDEN / "vqgan.json").read_text())
@@ -126,7 +126,7 @@ def test_the_first_losses_are_what_they_were(stage1, stage2):
         values, stored[name], rtol=1e-3, err_msg=json.dumps(losses))
 
 
-def test_q15_nothing_is_called_lpips_or_fid(stage1, stage2):
+def test_features_of_a_classifier_are_not_called_lpips_or_fid(stage1, stage2):
   for workdir in (stage1, stage2):
     names = " ".join(set().union(*map(set, rows(workdir)))).lower()
     assert "lpips" not in names and "fid" not in names
@@ -143,7 +143,7 @@ def test_pictures_are_in_the_workdir_and_in_tensorboard(stage1, stage2):
   assert not any("images" in row for row in rows(stage1))
 
 
-def test_stage_2_measures_what_it_should(stage2):
+def test_measurements_of_stage_2_are_consistent(stage2):
   last = rows(stage2)[-1]
   for twin in ("", "ema/"):
     assert last[f"test/{twin}bits_per_image"] == pytest.approx(
@@ -152,7 +152,7 @@ def test_stage_2_measures_what_it_should(stage2):
     assert 0 <= last[f"samples/{twin}recognized"] <= 1
     assert last[f"distance/{twin}frechet_classifier"] > 0
   assert "samples/recognized" not in rows(stage2)[0]
-  # Codes are equally likely at first.
+  # All codes are equally likely at first.
   assert rows(stage2)[0]["test/bits_per_code"] == pytest.approx(7, abs=0.1)
 
 
@@ -161,7 +161,7 @@ def _arrays(workdir):
 
 
 def _assert_continues(config, finished, workdir, monkeypatch):
-  """Stopped after step 3 of 4, then continued, it ends as `finished` did."""
+  """Stops a run after step 3 of 4, continues it, compares it to `finished`."""
   with monkeypatch.context() as patch:
     patch.setattr(interrupts.Interrupts, "exit_code",
                   lambda self, now: 143 if now == 3 else None)
@@ -175,17 +175,16 @@ def _assert_continues(config, finished, workdir, monkeypatch):
   return {name.split("/")[0] for name in got}
 
 
-def test_stage_2_stopped_and_continued_is_bit_identical(
+def test_stage_2_resumes_bit_identically(
     classifier, stage1, stage2, tmp_path, monkeypatch):
   assert _assert_continues(
       stage2_config(classifier, stage1), stage2, tmp_path, monkeypatch) == {
-          "params", "opt", "ema", "step"}  # Frozen autoencoders are not saved.
+          "params", "opt", "ema", "step"}  # The frozen stage 1 is not saved.
 
 
 @pytest.mark.slow
-def test_stage_1_stopped_and_continued_is_bit_identical(
-    classifier, tmp_path, monkeypatch):
-  """The discriminator has begun just before."""
+def test_stage_1_resumes_bit_identically(classifier, tmp_path, monkeypatch):
+  """The run stops just after the discriminator has started."""
   config = functools.partial(stage1_config, classifier, **{
       "gan.start_percent": 0.5, "ema_decay": 0.9})
   finished = train(config(), tmp_path / "finished")
@@ -194,7 +193,7 @@ def test_stage_1_stopped_and_continued_is_bit_identical(
           "params", "opt", "ema", "step", "disc", "codebook"}
 
 
-def test_eval_only_measures_the_same_and_keeps_pictures(stage2, tmp_path):
+def test_eval_only_repeats_measurements_and_pictures(stage2, tmp_path):
   path = stage2 / "pictures" / "samples" / "images" / "00000004.png"
   before = path.read_bytes()
   path.unlink()
@@ -217,7 +216,7 @@ def test_the_command_writes_samples_from_any_checkpoint(stage1, stage2, capsys):
       (stage2 / "samples" / "00000004_sample_temperature=0.9_top_k=5_label=3"
        ).iterdir())]
   assert len(first) == 5 and first[0].shape == (32, 32)
-  # From a grid of 8 x 10 codes.
+  # A grid of 8 x 10 codes.
   wide = make(pred="sample(size=(8, 10))", num=1)
   assert Image.open(wide).size == (40, 32)
   shown = sample.sample(workdir_lib.load_config(str(stage1)), str(stage1),
@@ -231,10 +230,10 @@ def test_the_command_writes_samples_from_any_checkpoint(stage1, stage2, capsys):
       make(**kw)
 
 
-def test_q13_codes_are_those_of_stage_1_in_evaluation(classifier, stage1):
-  """Stage 1 has dropout, which in training would ask for random numbers.
+def test_stage_1_encodes_in_evaluation_mode(classifier, stage1):
+  """Stage 1 has dropout, which would need random numbers in training mode.
 
-  Stage 2 was trained without giving it any, and its codes repeat.
+  Stage 2 trains without giving it any, and its codes do not vary.
   """
   config = stage2_config(classifier, stage1, **{"evals": None})
   built = build_lib.build(config)
@@ -254,7 +253,7 @@ def test_q13_codes_are_those_of_stage_1_in_evaluation(classifier, stage1):
     np.testing.assert_array_equal(codes, nll(later, batch)["codes"])
 
 
-def test_wrong_workdirs_are_errors_that_help(classifier, stage1):
+def test_a_workdir_of_the_wrong_kind_is_refused(classifier, stage1):
   with pytest.raises(config_lib.ConfigError, match="no config.json"):
     build_lib.build(stage2_config(classifier, "nowhere"))
   with pytest.raises(config_lib.ConfigError, match="trainer None.*stage1"):

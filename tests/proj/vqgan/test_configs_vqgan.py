@@ -1,7 +1,4 @@
-"""Every config of VQGAN builds as it is; see test_chain.py for those that run.
-
-Mistake Q11 of systems.md.
-"""
+"""Builds every config of VQGAN; test_chain.py trains small versions."""
 
 import importlib
 import os
@@ -26,7 +23,7 @@ def test_no_config_is_forgotten():
       "big_vision.proj.vqgan.configs").__file__)
   names = {name.removesuffix(".py") for name in os.listdir(folder)
            if name.endswith(".py")} - {"__init__"}
-  # The transformer needs a finished stage 1: test_chain.py trains it.
+  # The transformer needs a trained stage 1: test_chain.py builds it.
   assert names == {*BUILT, "fashion_mnist_gpt"}
 
 
@@ -39,7 +36,7 @@ def _config(name, arg, **changes):
 
 
 def _count_parameters():
-  """Of the published architecture for 256 x 256, by hand, but for the codes."""
+  """Counts the published architecture for 256 x 256, without the codebook."""
   conv = lambda a, b, side=3: a * b * side ** 2 + b
   norm = lambda c: 2 * c
   def block(a, b):
@@ -50,7 +47,7 @@ def _count_parameters():
   encoder = (
       conv(3, 128) + 4 * block(128, 128) + block(128, 256) + 3 * block(256, 256)
       + block(256, 512) + block(512, 512) + 2 * attention(512)
-      + 2 * conv(128, 128) + 2 * conv(256, 256)  # Four times half the size.
+      + 2 * conv(128, 128) + 2 * conv(256, 256)  # Downsamples four times.
       + middle + norm(512) + conv(512, 256))
   decoder = (
       conv(256, 512) + middle + 3 * block(512, 512) + 3 * attention(512)
@@ -75,7 +72,7 @@ def test_builds_without_allocating(name, arg, imagenet_like, monkeypatch):
     assert table.shape == (codes, 256)
     assert (tree.num_elements(built.shapes["params"]) - table.size
             == _count_parameters())
-    # Q11: 4.5e-6 is for each example, and not the learning rate.
+    # The published 4.5e-6 is for each example of the batch.
     assert config.lr == config.gan.optimizer.lr == pytest.approx(4.32e-4)
     assert built.task.static(250_000) == {"adversarial_now": False}
     assert built.task.static(250_001) == {"adversarial_now": True}

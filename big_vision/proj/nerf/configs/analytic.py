@@ -1,18 +1,20 @@
 # pylint: disable=line-too-long
-r"""A small NeRF on a scene known exactly, sized for two CPU cores.
+r"""A small NeRF of a synthetic scene that is known exactly, for two CPU cores.
 
 COMMAND
   bash run.sh big_vision.tools.make_scene --path workdirs/scene
   bash run.sh big_vision.train --config big_vision/proj/nerf/configs/analytic.py --workdir workdirs/nerf
 
-EXPECTED (one core of two, which other programs used too)
-  32.4 dB on 12 held-out views (one run), SSIM 0.971, distances wrong by 0.044
-  of a scene 2.7 wide; 30.3 dB after 1,000 of 2,000 steps. 10 min 12 s of
-  processor time (24 min 34 s passed), start, evaluations and film included.
+EXPECTED (one of two CPU cores, while other programs used it too)
+  One run: PSNR 32.4 dB on 12 held-out views, SSIM 0.971, mean error of distances
+  0.044 in a scene 2.7 wide; 30.3 dB after 1,000 of 2,000 steps. 10 min 12 s of
+  processor time (24 min 34 s of wall time), including start, evaluations, film.
 
-Smaller than the published networks (4 layers of 64 in the place of 8 of 256, 32
-+ 32 samples in the place of 64 + 128, 512 rays in the place of 4,096, fewer
-frequencies, as images of 100 x 100 have none of the highest).
+Smaller than the published model: 4 layers of 64 instead of 8 of 256, 32 + 32
+samples instead of 64 + 128, batches of 512 rays instead of 4,096, and fewer
+frequencies, because images of 100 x 100 pixels do not show the highest.
+
+Arguments: scene (the folder that make_scene wrote), steps.
 """
 
 from big_vision.configs import common

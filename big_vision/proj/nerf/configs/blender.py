@@ -1,22 +1,24 @@
 # pylint: disable=line-too-long
-r"""NeRF on the eight synthetic scenes that were published with it.
+r"""NeRF of the eight synthetic scenes that were published with it.
 
 COMMAND
   python -m big_vision.train --config big_vision/proj/nerf/configs/blender.py:scene=lego --workdir workdirs/nerf/lego
 
 EXPECTED
-  Not measured. Published for all eight scenes: 31.01 dB (bmild/nerf), 31.69 dB
-  (JaxNeRF, after 1M steps of 1,024 rays with a longer schedule).
+  Not measured by this project. Published, mean PSNR of the eight scenes: 31.01 dB
+  (bmild/nerf), 31.69 dB (JaxNeRF, after 1M steps of 1,024 rays with a longer
+  schedule).
 
 Arguments: scene (chair, drums, ficus, hotdog, lego, materials, mic, ship), root
-(the folder in which each has a folder, as in nerf_synthetic.zip), factor (2 is
-the code's half_res).
+(the folder that contains the scenes, as unpacked from nerf_synthetic.zip),
+factor (by which images are made smaller; 2 is the published code's half_res),
+steps.
 
-The schedule is the paper's: Adam with epsilon 1e-7, batches of 4,096 rays, a
-learning rate that falls from 5e-4 to 5e-5 exponentially over 250k steps; 64
-coarse and 128 more fine samples. Rays are drawn from all training images, as
-JaxNeRF's "all_images" does; the published code takes those of a step from one
-image, and at first from its middle.
+The schedule is that of the paper: Adam with epsilon 1e-7, batches of 4,096 rays,
+a learning rate that falls exponentially from 5e-4 to 5e-5 over 250k steps, 64
+coarse and 128 additional fine samples. Rays are drawn from all training images,
+like "all_images" in JaxNeRF; the published code draws those of a step from one
+image, and at first from its centre.
 """
 
 from big_vision import config as config_lib
@@ -31,7 +33,7 @@ def get_config(arg=None):
       arg, scene="lego", root="data/nerf_synthetic", factor=1, steps=250_000)
   if arg.scene not in SCENES:
     raise config_lib.ConfigError(
-        f"Unknown scene {arg.scene!r}{config_lib.nearest(arg.scene, SCENES)}; there are {list(SCENES)}.")
+        f"Unknown scene {arg.scene!r}{config_lib.nearest(arg.scene, SCENES)}; use one of {list(SCENES)}.")
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.trainer = "proj.nerf.radiance_field"

@@ -1,19 +1,19 @@
 # pylint: disable=line-too-long
-r"""VQGAN stage 1 on Fashion-MNIST, padded to 32 x 32: 8 x 8 codes an image.
+r"""VQGAN stage 1 on Fashion-MNIST, padded to 32 x 32: 8 x 8 codes per image.
 
 COMMAND
   bash run.sh big_vision.tools.prepare_dataset fashion_mnist
   bash run.sh big_vision.train --config big_vision/proj/vqgan/configs/fashion_mnist_f4.py --workdir workdirs/fashion_mnist_f4
 
-  With features of a classifier trained by configs/fashion_mnist.py:
+  with features of a classifier that configs/fashion_mnist.py trained:
   bash run.sh big_vision.train --config big_vision/proj/vqgan/configs/fashion_mnist_f4.py:classifier=workdirs/fashion_mnist --workdir workdirs/fashion_mnist_f4_features
 
-EXPECTED
-  After 3 epochs, one run each on one core (27 and 23 min): PSNR 23.4 dB,
-  sharpness 0.83 of the images', all codes used; with gan=False 24.2 dB, 0.70.
+EXPECTED (one CPU core, 27 and 23 min)
+  After 3 epochs, one run each: PSNR 23.4 dB, 0.83 of the images' sharpness, all
+  codes used; with gan=False 24.2 dB and 0.70.
 
-Arguments: quantizer ("vq", "ema" or "fsq"), gan (False leaves out the
-discriminator), classifier (a workdir), epochs.
+Arguments: quantizer (vq, ema or fsq), gan (False leaves out the discriminator),
+classifier (a workdir), epochs.
 """
 
 from big_vision.configs import common
@@ -47,7 +47,7 @@ def get_config(arg=None):
   config.grad_clip_norm = 1.0
 
   if arg.gan:
-    # 2 x 2 logits, each of 34 x 34 pixels.
+    # 2 x 2 logits, each of which sees 34 x 34 pixels.
     config.gan = dict(
         start_percent=0.2, weight=0.2, loss="hinge",
         model=dict(width=16, depth=2), optimizer=dict(lr=1e-3, **adam))

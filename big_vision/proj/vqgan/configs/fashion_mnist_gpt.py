@@ -1,20 +1,21 @@
 # pylint: disable=line-too-long
-r"""VQGAN stage 2 on the codes of a finished fashion_mnist_f4.
+r"""VQGAN stage 2: a transformer over the codes of a trained fashion_mnist_f4.
 
 COMMAND
   bash run.sh big_vision.train --config big_vision/proj/vqgan/configs/fashion_mnist_gpt.py:stage1=workdirs/fashion_mnist_f4 --workdir workdirs/fashion_mnist_gpt
   bash run.sh big_vision.tools.sample --workdir workdirs/fashion_mnist_gpt --pred "sample(top_k=64)" --label 5
 
-  With the share of samples that an independent classifier recognizes, and a
+  with the share of samples that an independent classifier recognizes, and a
   Frechet distance in its features:
   bash run.sh big_vision.train --config big_vision/proj/vqgan/configs/fashion_mnist_gpt.py:stage1=workdirs/fashion_mnist_f4,classifier=workdirs/fashion_mnist --workdir workdirs/fashion_mnist_gpt
 
-EXPECTED
-  After 4 epochs, one run on one core (28 min): 2.71 bits per code, 6.71 by their
-  frequencies alone; 77 % of samples are recognized by a classifier that
-  recognizes 91.6 % of the test images.
+EXPECTED (one CPU core, 28 min)
+  After 4 epochs, one run: 2.71 bits per code, where the frequencies of the codes
+  alone give 6.71. A classifier that is right on 91.6 % of the test images
+  recognizes 77 % of the samples.
 
-Arguments: stage1 (a workdir), conditional, classifier (a workdir), epochs.
+Arguments: stage1 (a workdir), conditional (on the class), classifier (a
+workdir), epochs.
 """
 
 from big_vision.configs import common
@@ -31,7 +32,7 @@ def get_config(arg=None):
   config.stage1 = arg.stage1
   config.total_epochs = arg.epochs
 
-  # Codes depend on their place: the images are those of stage 1.
+  # The same images as in stage 1: codes depend on the position.
   pp = "decode(channels=1)|pad_to_shape((32, 32, 1), where='both')|value_range(-1, 1)|keep('image', 'label')"
   config.input = dict(
       data=dict(name="fashion_mnist", split="train"), batch_size=64, pp=pp)

@@ -6,13 +6,14 @@ COMMAND
   python -m big_vision.train --config big_vision/proj/vqgan/configs/imagenet_f16.py:codes=16384,lpips=gs://BUCKET/lpips_vgg.npz --workdir gs://BUCKET/vqgan_f16_16384
 
 EXPECTED
-  Not measured. Published by CompVis/taming-transformers: reconstruction FID of
-  7.94 (1,024 codes) and 4.98 (16,384), validation set.
+  Not measured by this project. Published by CompVis/taming-transformers, on the
+  validation set: reconstruction FID 7.94 with 1,024 codes, 4.98 with 16,384.
 
-The learning rate of the paper is 4.5e-6 for each example of the batch; as a
-whole, that is what config.lr is. `lpips` is a file, see
-proj/vqgan/lpips.py; without it there is no perceptual loss, and results
-will be blurred. Arguments: codes, lpips, batch_size, steps, runlocal.
+The paper's learning rate is 4.5e-6 for each example of the batch; config.lr is
+that times the batch size. `lpips` is a file that proj/vqgan/lpips.py describes;
+without it there is no perceptual loss, and reconstructions will be blurred.
+
+Arguments: codes, lpips, batch_size, steps, runlocal (a few steps of a tiny model).
 """
 
 from big_vision.configs import common

@@ -1,17 +1,20 @@
 # pylint: disable=line-too-long
-r"""VQGAN stage 1 on pieces of the photographs of scikit-learn and scikit-image.
+r"""VQGAN stage 1 on crops of the photographs in scikit-learn and scikit-image.
 
 COMMAND
   pip install scikit-image
   bash run.sh big_vision.train --config big_vision/proj/vqgan/configs/photographs_f4.py --workdir workdirs/photographs_f4
 
-EXPECTED
-  After 200 epochs, one run on one core (24 min): PSNR 27.5 dB on held-out pieces,
-  sharpness 0.34 of the images', 98 % of 256 codes used.
+EXPECTED (one CPU core, 24 min)
+  After 200 epochs, one run: PSNR 27.5 dB on held-out crops, 0.34 of the images'
+  sharpness, 98 % of 256 codes used.
 
-A few colour photographs: enough to see that colours come back, not to learn
-what photographs look like. Held out are pieces, of photographs that training
-sees other pieces of. Arguments: quantizer ("vq", "ema" or "fsq"), gan, epochs.
+These few colour photographs suffice to show that colours are reconstructed, not
+to learn what photographs look like. The held-out crops are from photographs of
+which training sees other crops.
+
+Arguments: quantizer (vq, ema or fsq), gan (False leaves out the discriminator),
+epochs.
 """
 
 from big_vision.configs import common
