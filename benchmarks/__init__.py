@@ -1,1 +1,1 @@
-"""What things cost here, each beside a peer measured in the same run."""
+"""Measures what things cost, each beside a peer in the same run."""

@@ -1,8 +1,8 @@
-"""Attention's time and memory as the length grows, forward and gradient.
+"""Measures time and memory of attention, forward and gradient, by length.
 
   python -m benchmarks.attention [--lengths 1024,4096] [--causal]
 
-How they are measured: `benchmarks/growth.py`.
+`benchmarks/growth.py` says how they are measured.
 """
 
 import jax
@@ -14,7 +14,7 @@ from big_vision.layers.attention import favor
 
 
 def main():
-  parser = growth.parser_of(
+  parser = growth.make_parser(
       __doc__, [1024 * 2 ** i for i in range(7)], attention.IMPLEMENTATIONS)
   parser.add_argument("--causal", action="store_true")
   parser.add_argument("--heads", type=int, default=1)
@@ -24,7 +24,7 @@ def main():
   args = parser.parse_args()
 
   def make(impl, length):
-    """Value and gradient of a mean by attention; its random inputs."""
+    """Returns value and gradient of attention, and a maker of its inputs."""
     rngs = jax.random.split(jax.random.key(0), 5)
     options = {} if impl != "favor" else {"projection": favor.draw_projection(
         rngs[4], (args.num_features, args.head_dim))}

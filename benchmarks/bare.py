@@ -1,4 +1,4 @@
-"""A run's compiled step and its batches, without the loop around them."""
+"""Provides a run's compiled step and its batches, without the loop."""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,9 +11,10 @@ from big_vision import state as state_lib
 
 @contextlib.contextmanager
 def started(config: config_lib.Config) -> Iterator[tuple]:
-  """Yields (built, state, update, batches), of step 0.
+  """Yields (built, state, update, batches), ready for the first step.
 
-  `update` is that of `state.make_update`: it takes the place of `state`.
+  `update` is what `state.make_update` returns. It donates its state: use only
+  the one that it returned last.
   """
   built = build_lib.build(config)
   with sharding.use(built.mesh, built.rules), built.data.start(

@@ -1,8 +1,8 @@
-"""How long saving stalls a run, and how long restoring takes.
+"""Measures how long saving stalls a run, and how long restoring takes.
 
   python -m benchmarks.checkpoint [--megabytes 64]
 
-Beside it, writing (with fsync) and reading the same bytes by NumPy.
+The peer is NumPy, writing (with fsync) and reading the same bytes.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main():
         jax.block_until_ready([jnp.asarray(arrays[k]) for k in arrays.files])
 
     timing.report(timing.alternate(
-        {"save: the stall": save, "save: until it is stored": saver.wait,
+        {"save: stall": save, "save: until stored": saver.wait,
          "numpy: write and fsync": write}, args.rounds))
     timing.report(timing.alternate(
         {"restore, verified": lambda: jax.block_until_ready(

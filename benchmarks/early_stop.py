@@ -1,10 +1,11 @@
-"""What a trained Universal Transformer saves by stopping early.
+"""Measures what a trained Universal Transformer saves by stopping early.
 
   python -m benchmarks.early_stop --workdir workdirs/pvr_ut [--rounds 5]
 
-Evaluates a finished run on the data of its first evaluator by the loop that
-stops when all tokens of a batch have halted, and by the scan that always takes
-all steps, for several batch sizes: the slowest token of a batch decides.
+Evaluates a finished run on the data of its first evaluator, with several batch
+sizes: once with the loop that stops when all tokens of a batch have halted, and
+once with the scan that always takes all steps. The slowest token of a batch
+decides when the loop stops.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Images per second of evaluating, against those of training.
+"""Compares the images per second of evaluation and training.
 
   python -m benchmarks.evaluation [--rounds 5]
 
-The quickstart's model on its data: so many training steps as make an epoch,
-and the evaluator "classification" on the same images, read and prepared by the
-same pipelines as in a run.
+Runs the quickstart's model on its data: an epoch of training steps, and the
+evaluator "classification" on the same images, with the input pipelines of a
+run.
 """
 
 import argparse

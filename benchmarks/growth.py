@@ -1,12 +1,12 @@
-"""Time and memory of programs as the length of their input grows.
+"""Measures how time and memory of programs grow with the length of their input.
 
-Memory is what the compiled program sets aside beside arguments and results
-(`memory_analysis`); nothing runs for that, so that the hungriest program is
-read to the end too. Time is the median of a few runs, the candidates taking
-turns, where a program of less than --max_gib would take less than
---max_seconds, going by the square of the length before. Beside the tables: how
-both grow from one length to the next, and from which length on a candidate
-needs less than "dense".
+Memory is the temporary memory that the compiler reports (`memory_analysis`),
+not counting arguments and results. That needs no run, so it is known for
+programs of any size. Time is the median of a few runs in which the candidates
+take turns. Only programs that need less than --max_gib are run, and only if
+they would take less than --max_seconds, extrapolated from the shorter length by
+its square. Also printed are the growth of both from one length to the next, and
+the length from which on a candidate needs less than "dense".
 """
 
 import argparse
@@ -19,8 +19,14 @@ from benchmarks import timing
 import jax
 
 
-def parser_of(doc: str, lengths, impls) -> argparse.ArgumentParser:
-  """The arguments that all of these benchmarks have, with these defaults."""
+def make_parser(doc: str, lengths, impls) -> argparse.ArgumentParser:
+  """Makes a parser with the arguments of these benchmarks.
+
+  Args:
+    doc: Description for --help.
+    lengths: Default lengths.
+    impls: Default names of implementations.
+  """
   parser = argparse.ArgumentParser(
       description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--lengths", default=",".join(map(str, lengths)))
@@ -38,10 +44,10 @@ def run(args: argparse.Namespace, make: Callable):
   """Measures and prints the tables.
 
   Args:
-    args: what `parser_of` parses.
-    make: (name of an implementation, length) -> (function, a function without
-      arguments that makes its inputs, a tuple); both are compiled. ValueError
-      where there is no such program.
+    args: Parsed arguments of `make_parser`.
+    make: Function (name of an implementation, length) -> (program, function
+      without arguments that makes its tuple of inputs); both are compiled. It
+      raises ValueError if there is no such program.
   """
   lengths = sorted(int(n) for n in args.lengths.split(","))
   spread, memory = measure(args, lengths, make)
@@ -50,17 +56,17 @@ def run(args: argparse.Namespace, make: Callable):
   show("temporary memory, MiB", {impl: {
       n: f"{value / 2 ** 20:.1f}" for n, value in values.items()}
       for impl, values in memory.items()}, lengths)
-  show("its growth, exponent of the length", {
+  show("growth, exponent of the length", {
       impl: growth(values, lengths) for impl, values in memory.items()},
        lengths)
   show("time, ms, median", {impl: {
       n: f"{value * 1e3:.1f}" for n, value in values.items()}
       for impl, values in seconds.items()}, lengths)
-  show("its spread, (max - min) / median", {impl: {
+  show("spread, (max - min) / median", {impl: {
       n: f"{(value[2] - value[1]) / value[0]:.2f}"
       for n, value in values.items() if value}
       for impl, values in spread.items()}, lengths)
-  show("its growth, exponent of the length", {
+  show("growth, exponent of the length", {
       impl: growth(values, lengths) for impl, values in seconds.items()},
        lengths)
   print()
@@ -85,7 +91,7 @@ def measure(args, lengths, make):
       memory[impl][length] = program.memory_analysis().temp_size_in_bytes
       seconds[impl][length] = None
       expected = 0
-      if shorter is not None:  # What was not run then is not run now.
+      if shorter is not None:  # If that was not run, do not run this.
         before = seconds[impl].get(shorter)
         expected = (before[0] * (length / shorter) ** 2 if before else math.inf)
       if (memory[impl][length] <= args.max_gib * 2 ** 30 and
@@ -110,14 +116,14 @@ def show(title, cells, lengths):
 
 
 def growth(values, lengths):
-  """{length: exponent p of length ** p from the length before}."""
+  """Returns {length: exponent of the growth since the length before}."""
   known = [n for n in lengths if values.get(n)]
   return {b: f"{math.log(values[b] / values[a]) / math.log(b / a):.2f}"
           for a, b in zip(known, known[1:])}
 
 
 def crossing(name, what, table, lengths):
-  """Prints from which length on each needs less than dense; none: dense."""
+  """Prints from which length on each needs less than "dense"."""
   if not (dense := table.get("dense")):
     return
   for impl, values in table.items():

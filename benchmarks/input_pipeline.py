@@ -1,10 +1,10 @@
-"""Images a second of the input pipeline, against plain decoding and resizing.
+"""Compares the input pipeline with plain decoding and resizing.
 
   python -m benchmarks.input_pipeline [--images 64] [--batches 24]
 
-JPEGs of 500x375 pixels, cut from the photographs that scikit-learn ships, go
-through decode_jpeg_and_inception_crop(224)|flip_lr|value_range(-1, 1); beside
-it, a tf.data pipeline that only decodes and resizes the same files.
+JPEGs of 500x375 pixels, cropped from the photographs in scikit-learn, go
+through decode_jpeg_and_inception_crop(224)|flip_lr|value_range(-1, 1). The peer
+is a tf.data pipeline that only decodes and resizes the same files.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _PP = ("decode_jpeg_and_inception_crop(224)|flip_lr|value_range(-1, 1)"
 
 
 def write_photographs(root: str, count: int):
-  """`count` different crops as JPEG, in two classes."""
+  """Writes `count` different crops as JPEG files of two classes."""
   photos = datasets.load_sample_images().images
   generator = np.random.default_rng(0)
   for i in range(count):
@@ -59,8 +59,8 @@ def main():
       image = tf.io.decode_jpeg(tf.io.read_file(fname), channels=3)
       return tf.image.resize(image, (224, 224))
 
-    # Both stay open, so that none pays for starting; what they make ahead
-    # during the other's turn is a few batches of many.
+    # Both stay open, so that starting is not measured. In the other's turn they
+    # prefetch, but only a few of many batches.
     plain = iter(
         tf.data.Dataset.from_tensor_slices(files).repeat()
         .map(load, num_parallel_calls=tf.data.AUTOTUNE)

@@ -1,11 +1,11 @@
-"""What the loop adds to its steps.
+"""Measures the time that the training loop adds to a step.
 
   python -m benchmarks.loop_overhead [--steps 400] [--rounds 5]
 
-A bare loop (the same compiled step on the same batches, nothing else) against
-`train.train` of the same config, taking turns; the difference per step is also
-given as a share of a step of 100 ms. Set-up, evaluation and the last checkpoint
-are not part of it: time is taken from the loop's second step to its last.
+A bare loop (the same compiled step on the same batches, nothing else) takes
+turns with `train.train` of the same config. The difference per step is also
+given as a share of a step of 100 ms. Only the time from the loop's second step
+to its last counts, without set-up, evaluation and the final checkpoint.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def _config(steps):
 
 
 def run_bare(steps) -> float:
-  """Seconds a step of the compiled update alone."""
+  """Returns the seconds per step of the compiled update alone."""
   with bare.started(_config(steps)) as (_, state, update, batches):
     state, _, ok = update(state, {}, next(batches), ())
     bool(ok)
@@ -44,11 +44,11 @@ def run_bare(steps) -> float:
 
 
 def run_loop(steps) -> float:
-  """Seconds a step within `train.train`."""
+  """Returns the seconds per step within `train.train`."""
   times = []
 
   class Clocked(progress.Chrono):
-    """Notes when steps end."""
+    """Records when each step ends."""
 
     def tick(self, step, flops):
       super().tick(step, flops)

@@ -1,11 +1,11 @@
-"""Other packages, which benchmarks and tests compare with."""
+"""Imports packages that benchmarks and tests compare with."""
 
 import functools
 
 
 @functools.cache
 def import_timm():
-  """(torch, timm).
+  """Returns the modules torch and timm.
 
   Raises:
     ImportError: one of them is missing.
@@ -14,8 +14,8 @@ def import_timm():
   try:
     import torchvision  # noqa: F401  # pylint: disable=unused-import
   except RuntimeError:
-    # Its compiled half does not load beside a CPU build of torch, and then it
-    # misses the declarations of these ops, which no classifier calls.
+    # Its compiled part does not load with a CPU build of torch, and then the
+    # declarations of these ops are missing. No classifier calls them.
     for op in ("nms", "qnms"):
       torch.library.define(
           f"torchvision::{op}",

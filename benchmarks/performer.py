@@ -1,10 +1,10 @@
-"""A Performer's training step as images grow, against the same with softmax.
+"""Compares training steps of a Performer and of softmax by image size.
 
   python -m benchmarks.performer [--lengths 256,784] [--batch 8]
 
-The model is that of `configs/fashion_mnist_models.py:model=performer`, a token
-for each pixel; what changes is the image and model.attention. How time and
-memory are measured: `benchmarks/growth.py`.
+The model is `configs/fashion_mnist_models.py:model=performer`, which has a
+token for each pixel; only the image size and model.attention vary.
+`benchmarks/growth.py` says how time and memory are measured.
 """
 
 import math
@@ -21,16 +21,16 @@ from big_vision.trainers import classification
 
 
 def main():
-  args = growth.parser_of(
+  args = growth.make_parser(
       __doc__, [64, 256, 784, 1024, 4096],
       ["dense", "memory_efficient", "favor"]).parse_args()
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   rng = jax.random.key(0)
 
   def make(impl, length):
-    """An update of the state; a new state and a batch of noise."""
+    """Returns an update, and a maker of a new state and a batch of noise."""
     config = fashion_mnist_models.get_config("model=performer")
-    if impl != "favor":  # Which comes with its number of features.
+    if impl != "favor":  # The config's own, with its number of features.
       config.model.attention = impl
     height = next(h for h in range(math.isqrt(length), 0, -1) if not length % h)
     shape = (args.batch, height, length // height, 1)

@@ -1,16 +1,16 @@
-"""What each sharding preset keeps on a chip, by the TPU's own compiler.
+"""Reports what each sharding preset keeps on a chip, by the TPU compiler.
 
   python -m benchmarks.presets [ViT-B/16 ViT-L/16 UT-B/16 Mixer-B/16 BiT-50]
 
-No TPU is needed, but `pip install big_vision[plan]`. Each model's training step
-(batch 1,024, 224 px, activations in bfloat16, what its ImageNet config says
-otherwise) is compiled for a v5e:4x4 slice: 16 chips of 15.75 GiB, as 16 x
-"data", for tp and fsdp_tp as 4 x "data", 4 x "model".
+Needs `pip install big_vision[plan]`, but no TPU. Each model's training step (as
+in its ImageNet config, but with a batch of 1,024 and activations in bfloat16)
+is compiled for a v5e:4x4 slice. Its 16 chips of 15.75 GiB form a mesh of 16 x
+"data", or, for tp and fsdp_tp, 4 x "data", 4 x "model".
 
-Parameters and optimizer state are bytes of their shards; gradients are float32
-and split as parameters are. Activations are the compiled step's temporaries,
-the most that is alive at a time beside state and batch: what the backward pass
-needs, parameters that were gathered, and the gradients that are there by then.
+Parameters and optimizer state are the bytes of their shards; gradients are
+float32 and sharded like parameters. Activations are the peak of the compiled
+step's temporary memory, beside state and batch: what the backward pass needs,
+gathered parameters, and the gradients that exist by then.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BATCH_SIZE = 1024
 
 
 def _universal_transformer(arg: str) -> ml_collections.ConfigDict:
-  """ViT's config, with one block of its size that is applied 12 times."""
+  """Returns ViT's config with one block of its size, applied 12 times."""
   config = vit_i1k.get_config(arg)
   config.model_name = "universal_transformer"
   config.model = dict(
@@ -52,7 +52,7 @@ MODELS = {
 
 
 def make_config(model: str, preset: str) -> Any:
-  """The config of a model's training on ImageNet with this preset."""
+  """Returns the config of a model's training on ImageNet with a preset."""
   get_config, arg = MODELS[model]
   config = get_config(f"{arg},batch_size={BATCH_SIZE}")
   mesh = [("data", 4), ("model", 4)] if "tp" in preset else [("data", 16)]
@@ -62,7 +62,7 @@ def make_config(model: str, preset: str) -> Any:
 
 
 def row(model: str, preset: str, hardware: plan.Hardware) -> tuple[str, str]:
-  """A row of Markdown, and why it is empty where the preset cannot be used."""
+  """Returns a row of Markdown and, if it is empty, the reason for that."""
   head = f"| {model} | {preset} |"
   try:
     planned = plan.make_plan(
@@ -85,7 +85,7 @@ def main():
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("models", nargs="*", default=list(MODELS),
-                      help=f"of {list(MODELS)}")
+                      help=f"any of {list(MODELS)}")
   args = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
   hardware = plan.describe_topology(TOPOLOGY)

@@ -1,10 +1,11 @@
-"""From the start of the process to the end of the first step.
+"""Measures the time from the start of the process to the end of its first step.
 
   python -m benchmarks.startup [--rounds 3] [--width 64 --depth 4]
 
-Of the quickstart, or of a larger model on its data, in new processes: as it is,
-with the programs that an earlier run left in `config.compilation_cache`, and,
-to compare with, a process that only imports the same modules.
+Starts the quickstart, or a larger model on its data, in new processes: without
+a compilation cache, and with the programs that an earlier run left in
+`config.compilation_cache`. The peer is a process that only imports the same
+modules.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def get_config(arg=None):
 
 
 def _run(*command):
-  """Seconds until the first line with "step", or else until the end."""
+  """Returns the seconds until the first line with "step", or until the end."""
   start = time.perf_counter()
   process = subprocess.Popen(
       [sys.executable, *command], stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""Measuring on a shared machine: alternate, take medians, report ratios."""
+"""Measures on a shared machine: takes turns, reports medians and ratios."""
 
 from collections.abc import Callable, Mapping
 import statistics
@@ -8,12 +8,12 @@ import time
 def alternate(
     candidates: Mapping[str, Callable[[], object]], rounds: int,
     warmup: int = 1) -> dict[str, list[float]]:
-  """Seconds of every call, the candidates taking turns.
+  """Measures the seconds of every call while the candidates take turns.
 
   Args:
-    candidates: {name: function}; a function returns when its work is done.
-    rounds: measured calls of each.
-    warmup: calls of each before that, not measured (compiling, caches).
+    candidates: Functions by name; a function returns when its work is done.
+    rounds: Number of measured calls of each.
+    warmup: Number of calls of each before that, to compile and fill caches.
   """
   seconds = {name: [] for name in candidates}
   for i in range(warmup + rounds):
@@ -30,10 +30,9 @@ def report(seconds: Mapping[str, list[float]], work: float = 1.0,
   """Prints median and spread of each candidate, and ratios to the last.
 
   Args:
-    seconds: what `alternate` returned.
-    work: how much is done in one call; with it, rates in `unit` are printed
-      instead of seconds.
-    unit: of the numbers: "s", or "images/s" and so on.
+    seconds: Result of `alternate`.
+    work: Amount of work in one call; used if `unit` is a rate.
+    unit: Unit of the printed numbers: "s", or a rate such as "images/s".
   """
   convert = (lambda s: s) if unit == "s" else (lambda s: work / s)
   medians = {}

@@ -1,13 +1,13 @@
-"""What a ViT's training step moves on a TPU, by the TPU's own compiler.
+"""Reports the memory traffic of a ViT's training step, by the TPU compiler.
 
   python -m benchmarks.tpu_step [S/16 S/16-f32 B/16 B/16-fsdp L/16]
 
-No TPU is needed, but `pip install big_vision[plan]`. Each step (ViT with gap,
+Needs `pip install big_vision[plan]`, but no TPU. Each step (ViT with gap,
 sincos2d and rep_size, Adam with a bfloat16 first moment, softmax loss, norms)
-is compiled for one slice with plain attention, "dense", and with attention
-"fused". Bytes accessed and peak memory are those of one chip; ratios are to the
-reference's own step, google-research's big_vision compiled in the same way (jax
-0.10.2, libtpu 0.0.42.1).
+is compiled for one slice, with attention "dense" and "fused". Bytes accessed
+and peak memory are those of one chip. Ratios are to the step of
+google-research's big_vision, compiled in the same way (jax 0.10.2, libtpu
+0.0.42.1).
 """
 
 import argparse
@@ -27,7 +27,7 @@ from big_vision.trainers import classification
 
 
 class Case(NamedTuple):
-  """A step, and what the reference's needs: GB accessed and at the peak."""
+  """A training step, with GB accessed and peak GB of the reference's step."""
   variant: str
   topology: str
   batch_size: int
@@ -48,7 +48,7 @@ CASES = {
 
 
 def compile_step(case: Case, attention: str) -> hlo.Program:
-  """The compiled step of a case."""
+  """Compiles the step of a case."""
   config = vit_s16_i1k.get_config()
   with config.unlocked():
     config.model = dict(
@@ -82,7 +82,7 @@ def main():
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("cases", nargs="*", default=list(CASES),
-                      help=f"of {list(CASES)}")
+                      help=f"any of {list(CASES)}")
   args = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
   print("| step | attention | GB accessed | of the reference's | GB at the "

@@ -1,9 +1,9 @@
-"""A training step of a ViT, ours against timm on PyTorch where it is installed.
+"""Compares a ViT's training step with timm on PyTorch.
 
   python -m benchmarks.train_step [--variant Ti/16] [--size 96] [--batch 8]
 
-Same architecture, batch, loss and optimizer (AdamW, float32), taking turns in
-one process. Needs jax alone; says so where torch or timm are missing.
+Both have the same architecture, batch, loss and optimizer (AdamW, float32) and
+take turns in one process. If torch or timm is missing, only ours is measured.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 
 
 def make_ours(variant, size, batch):
-  """A function that does one step and waits for it."""
+  """Returns a function that does one step and waits for it."""
   config = config_lib.Config(dict(
       model_name="vit", num_classes=1000, loss="softmax_xent",
       model=dict(variant=variant, pool_type="tok"),
@@ -49,7 +49,7 @@ def make_ours(variant, size, batch):
 
 
 def make_timm(variant, size, batch):
-  """The same of timm, or None with the reason."""
+  """Returns the same for timm; without it, prints why and returns None."""
   try:
     torch, timm = peers.import_timm()
   except ImportError as error:
@@ -74,7 +74,7 @@ def main():
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--variant", default="Ti/16",
-                      help="Ti, S or B, and the patch's size")
+                      help="Ti, S or B, and the patch size")
   parser.add_argument("--size", type=int, default=96)
   parser.add_argument("--batch", type=int, default=8)
   parser.add_argument("--rounds", type=int, default=15)

@@ -1,4 +1,4 @@
-"""Every benchmark can be started; what they measure is no matter of tests."""
+"""Starts every benchmark with --help, and tests how times are taken."""
 
 import pathlib
 import subprocess
@@ -13,7 +13,7 @@ NAMES = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_says_what_it_measures(name):
+def test_help_names_the_command(name):
   done = subprocess.run(
       [sys.executable, "-m", f"benchmarks.{name}", "--help"], cwd=ROOT,
       text=True, capture_output=True, check=True)
