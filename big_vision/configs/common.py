@@ -1,4 +1,4 @@
-"""What config files share: their arguments."""
+"""Parses the arguments of config files."""
 
 import ast
 
