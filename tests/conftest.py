@@ -3,7 +3,9 @@
 import fcntl
 import io
 import os
+import pathlib
 import tempfile
+import zlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -84,9 +86,11 @@ def _make_imagenet_like(directory):
 def imagenet_like(tmp_path_factory):
   """A TFDS directory with generated ImageNet-shaped records.
 
-  Made once for all of pytest's workers.
+  Made once for all of pytest's workers. Without workers the folder outlives the
+  session, so that its name must change with the code that fills it.
   """
-  root = tmp_path_factory.getbasetemp().parent / "imagenet_like"
+  version = zlib.crc32(pathlib.Path(__file__).read_bytes())
+  root = tmp_path_factory.getbasetemp().parent / f"imagenet_like_{version:08x}"
   root.mkdir(exist_ok=True)
   with open(root / "lock", "w", encoding="utf-8") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
