@@ -1,9 +1,11 @@
 """Runs the loop in this process: what it leaves, resuming, refusing."""
 
+import functools
 import json
 import os
 import pathlib
 import re
+import signal
 import sys
 import types
 
@@ -14,6 +16,7 @@ from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import train as train_lib
 from big_vision.run import checkpoints
+from big_vision.run import console
 from big_vision.run import interrupts
 from big_vision.run import workdir as workdir_lib
 from big_vision.trainers import classification
@@ -213,6 +216,13 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_no_bad_checkpoint(tmp_path):
     assert not (tmp_path / "checkpoints" / str(step)).exists()
 
 
+def _npz_config(fname, **changes):
+  return _config("steps=8", evals=None, mixup=None, **changes, **{
+      "input.data": dict(name="bv:npz", fname=fname),
+      "input.pp": "onehot(10, key='label', key_result='labels')|"
+                  "keep('image', 'labels')"})
+
+
 def _spoil(fname, config, number):
   """Writes images; one in the batch `number` is not finite."""
   images = np.random.default_rng(0).uniform(0, 16, (160, 8, 8, 1))
@@ -229,11 +239,7 @@ def _spoil(fname, config, number):
 def test_a_rollback_skips_the_data_that_was_not_finite(
     tmp_path, capsys, monkeypatch):
   fname, workdir = str(tmp_path / "images.npz"), str(tmp_path / "run")
-  def config(**changes):
-    return _config("steps=8", evals=None, mixup=None, **changes, **{
-        "input.data": dict(name="bv:npz", fname=fname),
-        "input.pp": "onehot(10, key='label', key_result='labels')|"
-                    "keep('image', 'labels')"})
+  config = functools.partial(_npz_config, fname)
   _spoil(fname, config(), number=5)
   with pytest.raises(state_lib.NonFiniteError, match="Step 6: training_loss"):
     train_lib.train(config(), workdir)
@@ -262,6 +268,22 @@ def test_a_rollback_skips_the_data_that_was_not_finite(
     for row in rows[5:]:
       state, measurements, _ = update(state, {}, next(batches), ())
       assert row["training_loss"] == measurements["training_loss"]
+
+
+def test_a_signal_during_a_rollback_is_not_forgotten(tmp_path, monkeypatch):
+  fname, workdir = str(tmp_path / "images.npz"), str(tmp_path / "run")
+  config = _npz_config(fname, max_rollbacks=1)
+  _spoil(fname, config, number=5)
+
+  def say(message):
+    if "Rollback 1" in message:
+      os.kill(os.getpid(), signal.SIGTERM)
+  monkeypatch.setattr(console, "say", say)
+  with pytest.raises(interrupts.Interrupted) as interrupted:
+    train_lib.train(config, workdir)
+  assert interrupted.value.exit_code == 143
+  assert checkpoints.list_steps(os.path.join(workdir, "checkpoints")) == [4, 5]
+  assert _rows(workdir)[-1]["step"] == 5
 
 
 @pytest.mark.parametrize("changes, message", [
