@@ -8,6 +8,12 @@ import numpy as np
 import pytest
 
 
+def assert_is_key(rng):
+  """For predict functions: evaluators must pass one key per batch."""
+  assert jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key)
+  assert rng.shape == ()
+
+
 class ArrayPipeline:
   """Stands in for an `EvaluationPipeline`, over a dict of arrays."""
 

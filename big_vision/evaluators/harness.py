@@ -290,27 +290,26 @@ def _measure(state, batch, number, *, measure, seed, options) -> Measured:
   return Measured(values=values, mask=batch["_mask"])
 
 
-def check_per_example(values, b: int, rank: int | None = None):
+def check_per_example(values, b: int, scalars: bool = False):
   """Raises ConfigError unless `values` is a tree of arrays [b, ...].
 
   Args:
     values: Tree to check.
     b: Number of examples in the batch, padding included.
-    rank: Number of axes that every array must have; None for any.
+    scalars: Whether the arrays must be [b], one number per example.
   """
   named = tree.flatten_with_names(values)
   if named and all(
-      np.shape(leaf)[:1] == (b,) and rank in (None, np.ndim(leaf))
+      np.shape(leaf)[:1] == (b,) and (np.ndim(leaf) == 1 or not scalars)
       for _, leaf in named):
     return
   listing = "\n".join(
       f"  {name or type(leaf).__name__}: {np.shape(leaf)}"
       for name, leaf in named)
-  wanted = "arrays of shape [b, ...]" if rank is None else (
-      f"arrays with {rank} axis" if rank == 1 else f"arrays with {rank} axes")
+  wanted = f"({b},)" if scalars else f"({b}, ...)"
   raise config_lib.ConfigError(
-      f"Evaluators average over examples, so they need values per example: "
-      f"{wanted} with b={b}, not averaged over the batch. There are:\n"
+      "Evaluators average over examples, without padding, so they need values "
+      f"per example: arrays of shape {wanted}. There are:\n"
       f"{listing or '  no arrays'}")
 
 

@@ -83,7 +83,7 @@ class Evaluator:
       return merge(queries, nearest, examples)
 
     self._update = jax.jit(update, out_shardings=self._sharding)
-    self._gather = loader.jit(lambda nearest: nearest)
+    self._gather = loader.jit(_identity)
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yields the metrics of `state`.
@@ -122,6 +122,10 @@ class Evaluator:
     """Spreads an array that all processes have over the devices."""
     return jax.make_array_from_callback(
         x.shape, self._sharding, lambda index: x[index])
+
+
+def _identity(x):
+  return x
 
 
 def _merge(queries, nearest, examples):

@@ -40,5 +40,5 @@ def _measure(state, batch, rng, *, predict_fn):
     raise config_lib.ConfigError(
         f"The predict function returns a {type(values).__name__}; a dict "
         "{name: number[b]} is needed.")
-  harness.check_per_example(values, len(batch["_mask"]), rank=1)
+  harness.check_per_example(values, len(batch["_mask"]), scalars=True)
   return values

@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from tests.array_data import assert_is_key
+
 NUM = 53  # 3 * 16 + 5
 
 
@@ -23,7 +25,7 @@ def make(serve, arrays, batch_sharding, predict_fn, batch_size=16, **kw):
 
 def predict(state, batch, *, rng=None):
   """Predicts the batch's "answer"; for padded examples, all zero, NaN."""
-  del rng
+  assert_is_key(rng)
   logits = jax.nn.one_hot(batch["answer"], 5) * state["scale"]
   padding = 1 - batch["_mask"].reshape(-1, *[1] * (logits.ndim - 1))
   steps = batch["steps"] + 0. / (1 - padding.reshape(-1))

@@ -7,16 +7,18 @@ from big_vision import config as config_lib
 from big_vision.evaluators import classification
 from big_vision.evaluators import harness
 
+from tests.array_data import assert_is_key
+
 DIM = 4
 
 
 def predict(state, batch, *, rng=None):
-  del rng
+  assert_is_key(rng)
   return batch["image"] @ state["params"]["w"], {}
 
 
 def make_data(n, k, seed=0):
-  """Inputs and labels with none, one or several classes an example."""
+  """Makes inputs, and labels of none, one or several classes each."""
   rng = np.random.default_rng(seed)
   labels = np.zeros((n, k), np.float32)
   for i in range(n):
@@ -35,7 +37,7 @@ def make(serve, arrays, batch_sharding, predict_fn=predict, **kw):
 
 
 def loop_over_examples(logits, labels, loss):
-  """The definitions, example by example, in float64."""
+  """Computes the metrics example by example, in float64."""
   hits1, hits5, values = [], [], []
   for z, row in zip(logits.astype(np.float64), labels):
     positives = set(np.flatnonzero(row))
@@ -65,7 +67,7 @@ def test_real_protocol_equals_a_loop(serve, batch_sharding, loss):
   assert metrics["prec@1"] == expected["prec@1"]
   assert metrics["prec@5"] == expected["prec@5"]
   np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
-  # The data has all three kinds, else this shows nothing.
+  # The test shows nothing unless the data has all three kinds.
   counts = arrays["labels"].sum(1)
   assert {0, 1, 2} == set(counts)
 
@@ -83,7 +85,7 @@ def test_no_top5_for_five_classes(serve, batch_sharding):
   assert set(dict(evaluator.run(state))) == {"prec@1", "loss"}
 
 
-def test_padding_may_give_nan(serve, batch_sharding):
+def test_nan_in_padding_does_not_matter(serve, batch_sharding):
   def normalizing(state, batch, *, rng=None):
     x = batch["image"]
     x = x / jnp.linalg.norm(x, axis=1, keepdims=True)  # 0 / 0 for padding.
@@ -98,7 +100,7 @@ def test_padding_may_give_nan(serve, batch_sharding):
   np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
 
 
-def test_of_equal_logits_the_first_is_the_prediction(serve, batch_sharding):
+def test_among_equal_logits_the_first_is_the_prediction(serve, batch_sharding):
   # As with the zero-initialized head of every first evaluation.
   arrays, state = make_data(n=107, k=7)
   arrays["image"] = np.round(arrays["image"])
@@ -127,11 +129,11 @@ def test_the_program_gathers_no_logits(serve, batch_sharding):
   evaluator, pipeline = make(serve, arrays, batch_sharding)
   program = evaluator._measure.lower(
       state, next(iter(pipeline)), 0).compile().as_text()
-  assert "all-gather" in program  # The results, [16].
+  assert "all-gather" in program  # Of the results, [16].
   assert f"[16,{k}]" not in program.split("ENTRY")[1]
 
 
-def test_a_nan_of_an_example_shows(serve, batch_sharding):
+def test_nan_in_one_example_is_not_averaged_away(serve, batch_sharding):
   arrays, state = make_data(n=19, k=3)
   arrays["labels"][3] = [1, 0, 0]
   arrays["image"][3] = np.nan
@@ -155,7 +157,7 @@ def test_state_and_batches_stay_alive_and_nothing_recompiles(
     assert not array.is_deleted()
 
 
-def test_evaluators_of_other_data_share_the_program(serve, loader):
+def test_evaluators_on_different_data_share_the_program(serve, loader):
   traces = []
   def counted(state, batch, *, rng=None):
     traces.append(batch)
@@ -178,7 +180,7 @@ def test_smoothed_labels_are_an_error(serve, batch_sharding):
     list(evaluator.run(state))
 
 
-def test_no_labelled_example_is_an_error(serve, batch_sharding):
+def test_data_without_any_label_is_an_error(serve, batch_sharding):
   arrays, state = make_data(n=9, k=3)
   arrays["labels"][:] = 0
   evaluator, _ = make(serve, arrays, batch_sharding)
@@ -201,7 +203,7 @@ def test_integer_labels_are_an_error_that_says_onehot(serve, batch_sharding):
     list(evaluator.run(state))
 
 
-def test_unknown_label_key_and_loss_name_what_exists(serve, batch_sharding):
+def test_errors_list_label_keys_and_losses_that_exist(serve, batch_sharding):
   arrays, state = make_data(n=9, k=3)
   evaluator, _ = make(serve, arrays, batch_sharding, label_key="label")
   with pytest.raises(config_lib.ConfigError, match="did you mean 'labels'"):

@@ -7,11 +7,13 @@ from sklearn import linear_model
 from big_vision import config as config_lib
 from big_vision.evaluators import fewshot_lsr
 
+from tests.array_data import assert_is_key
+
 CLASSES, DIM = 3, 8
 
 
 def predict(state, batch, *, rng=None):
-  del rng
+  assert_is_key(rng)
   z = jnp.tanh(batch["image"] @ state["params"]["w"])
   return z[:, :2], {"encoder/block00": z[:, None], "pre_logits": z}
 
@@ -22,7 +24,7 @@ def make_state(seed=0):
 
 
 def make_split(n, seed):
-  """Overlapping blobs, so that accuracies are far from 0 and 1."""
+  """Makes overlapping blobs, so that accuracies are far from 0 and 1."""
   rng = np.random.default_rng(seed)
   label = np.resize(np.arange(CLASSES), n)
   centres = np.random.default_rng(99).normal(size=(CLASSES, 5))
@@ -44,7 +46,7 @@ def make(serve, loader, **kw):
 
 
 def with_sklearn(state, train, test, k, seed, l2_reg):
-  """The definition, independently: accuracy for one choice of examples."""
+  """Computes the accuracy for one choice of examples with scikit-learn."""
   w = np.asarray(state["params"]["w"], np.float64)
   represent = lambda split: np.tanh(split["image"].astype(np.float64) @ w)
   rng = np.random.default_rng(seed)
@@ -88,7 +90,7 @@ def test_equals_sklearn_ridge(serve, loader, l2_reg):
 
 @pytest.mark.parametrize("n", [4, 40])
 def test_fit_equals_the_eigendecomposition(n):
-  """The way the published numbers were computed, in both of its forms."""
+  """Published numbers were computed with it; tests both of its forms."""
   rng = np.random.default_rng(0)
   x, x_test = rng.normal(size=(n, DIM)), rng.normal(size=(11, DIM))
   labels = np.arange(n) % CLASSES
@@ -121,7 +123,8 @@ def test_choose_gives_each_class_its_shots_and_nests():
 
 
 def test_splits_of_one_data_set_are_kept_apart(serve, loader):
-  # big_vision takes the representations of "b" for "c", whose name is equal.
+  # google-research/big_vision reuses those of "b" for "c", whose source has
+  # the same name.
   state = make_state()
   evaluator, opened = make(
       serve, loader, shots=(5,), num_seeds=1, l2_reg=1.,
@@ -132,12 +135,12 @@ def test_splits_of_one_data_set_are_kept_apart(serve, loader):
     assert metrics[f"z/{name}_5shot"] == with_sklearn(
         state, SPLITS[f"blobs/{split}"], SPLITS["blobs/test"], 5, 0, 1.)
   assert metrics["z/b_5shot"] != metrics["z/c_5shot"]
-  # And what they share is represented once.
+  # Shared splits are represented once.
   assert {key: p.num_passes for key, p in opened.items()} == {
       "blobs/train": 1, "blobs/test": 1, "blobs/other": 1}
 
 
-def test_next_run_sees_the_new_state_without_compiling(
+def test_a_new_state_needs_no_compilation(
     serve, loader, num_compiled):
   evaluator, opened = make(serve, loader, shots=(5,), num_seeds=1)
   states = make_state(0), make_state(1)
@@ -151,7 +154,7 @@ def test_next_run_sees_the_new_state_without_compiling(
     assert not array.is_deleted()
 
 
-def test_too_few_examples_of_a_class(serve, loader):
+def test_classes_with_too_few_examples_are_named(serve, loader):
   # 61 examples: 21 of class 0, 20 of the others.
   with_21, _ = make(serve, loader, shots=(1, 21))
   with pytest.raises(
@@ -164,7 +167,7 @@ def test_too_few_examples_of_a_class(serve, loader):
       dict(every.run(make_state()))["z/b_1000shot"])
 
 
-def test_a_broken_model_is_never_right(serve, loader):
+def test_nan_features_are_never_right(serve, loader):
   evaluator, _ = make(serve, loader, shots=(5,))
   broken = jax.tree.map(lambda x: x * np.nan, make_state())
   assert set(dict(evaluator.run(broken)).values()) == {0.}

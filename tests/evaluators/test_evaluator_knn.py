@@ -7,16 +7,18 @@ from sklearn import neighbors
 from big_vision import config as config_lib
 from big_vision.evaluators import knn
 
+from tests.array_data import assert_is_key
+
 CLASSES, DIM = 4, 6
 
 
 def predict(state, batch, *, rng=None):
-  del rng
+  assert_is_key(rng)
   return batch["image"][:, :2], {"z": batch["image"] * state["scale"]}
 
 
 def make_split(n, seed):
-  """Overlapping blobs of unequal length, so that cosine is not distance."""
+  """Makes blobs of unequal length, so that cosine differs from distance."""
   rng = np.random.default_rng(seed)
   label = rng.integers(CLASSES, size=n)
   centres = np.random.default_rng(99).normal(size=(CLASSES, DIM))
@@ -58,7 +60,7 @@ def test_equals_sklearn(serve, loader):
   assert len(set(settings.values())) == 5  # One neighbour needs no weights.
 
 
-def test_all_training_examples_and_no_padding_can_be_neighbours(
+def test_training_examples_can_be_neighbours_but_padding_cannot(
     serve, loader):
   # Opposite to all queries: any padding, of similarity 0, would be nearer.
   image = np.ones((3, DIM), np.float32)
@@ -83,7 +85,7 @@ def test_vote_weighs_near_against_many(temperature, winner):
   similarity = np.array([[0.9, 0.8, 0.7]])
   labels = np.array([[7, 3, 3]])
   assert knn.vote(similarity, labels, temperature) == [winner]
-  # The same with numbers: e^(.9/t) against e^(.8/t) + e^(.7/t).
+  # In numbers: e^(.9/t) against e^(.8/t) + e^(.7/t).
   t = temperature
   near, many = np.exp(0.9 / t), np.exp(0.8 / t) + np.exp(0.7 / t)
   assert winner == (7 if near > many else 3)
@@ -118,7 +120,7 @@ def test_nothing_is_deleted_or_recompiled(
     assert not array.is_deleted()
 
 
-def test_a_broken_model_is_never_right(serve, loader):
+def test_nan_features_are_never_right(serve, loader):
   evaluator, _ = make(serve, loader)
   assert dict(evaluator.run({"scale": jnp.float32(np.nan)})) == {"knn@20": 0}
 
@@ -130,6 +132,6 @@ def test_data_without_labels_is_an_error(serve, loader):
     list(evaluator.run(STATE))
 
 
-def test_fewer_examples_than_neighbours(serve, loader):
+def test_more_neighbours_than_examples_are_an_error(serve, loader):
   with pytest.raises(config_lib.ConfigError, match="k=200 .* has 151 examples"):
     make(serve, loader, k=(20, 200))

@@ -6,6 +6,8 @@ import pytest
 from big_vision import config as config_lib
 from big_vision.evaluators import mean
 
+from tests.array_data import assert_is_key
+
 
 def make(serve, loader, predict_fn, n=37):
   rng = np.random.default_rng(0)
@@ -18,6 +20,7 @@ def make(serve, loader, predict_fn, n=37):
 
 def test_means_of_examples_without_padding(serve, loader):
   def predict(state, batch, *, rng=None):
+    assert_is_key(rng)
     x = batch["x"]
     return {"shifted": x + state["shift"], "part": {"positive": x > 0},
             "inverse": 1. / x}  # Infinite for padding.
@@ -32,7 +35,7 @@ def test_means_of_examples_without_padding(serve, loader):
   np.testing.assert_allclose(metrics["inverse"], np.mean(1. / x), rtol=1e-5)
 
 
-def test_sums_do_not_lose_small_values(serve, loader):
+def test_sums_are_in_float64(serve, loader):
   def predict(state, batch, *, rng=None):
     del state
     return {"x": 1e8 + 0 * batch["x"]}
@@ -61,7 +64,7 @@ def test_nothing_is_deleted_or_recompiled(
     (lambda x: (x, {}), "returns a tuple; a dict"),
     (lambda x: {}, "no arrays"),
 ])
-def test_other_shapes_are_an_error_with_the_tree(
+def test_values_that_are_not_per_example_are_listed(
     serve, loader, result, listing):
   evaluator, _, _ = make(
       serve, loader, lambda state, batch, rng: result(batch["x"]))

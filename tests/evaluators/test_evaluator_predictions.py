@@ -12,12 +12,15 @@ import jax
 import numpy as np
 from sklearn import datasets
 
+from tests.array_data import assert_is_key
+
 
 def test_digits(tmp_path):
   mesh = sharding.make_mesh()
   where = sharding.batch_sharding(mesh, sharding.default_rules(mesh))
 
   def predict(state, batch, *, rng=None):
+    assert_is_key(rng)
     logits = batch["labels"] * 2. + jax.nn.one_hot(3, 10) * state["bias"]
     return logits, {}
 

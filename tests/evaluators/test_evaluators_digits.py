@@ -37,6 +37,8 @@ EVALS = {
         pp_train=SCALE, pp_eval=SCALE, shots=[1, 10], num_seeds=2,
         representation_layer="pixels", display_first=[["digits", 10]],
         prefix=""),
+    "noise": dict(
+        type="mean", pred="noise", data=TEST, pp_fn="keep('label')"),
     "knn": dict(
         data=TEST, data_train=dict(TEST, split="train"), pp_fn=SCALE,
         representation_layer="pixels"),
@@ -55,8 +57,13 @@ def loss(state, batch, *, rng=None):
   return {"loss": losses.softmax_xent(logits=logits, labels=batch["labels"])}
 
 
+def noise(state, batch, *, rng=None):
+  del state
+  return {"mean": jax.random.uniform(rng, batch["label"].shape)}
+
+
 def evaluate():
-  """Every metric of a fixed linear classifier, on all devices there are."""
+  """Measures a fixed linear classifier on all devices; returns all metrics."""
   devices = np.array(jax.devices())
   mesh = jax.sharding.Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
   rng = np.random.default_rng(0)
@@ -67,7 +74,7 @@ def evaluate():
       params)}
   evaluators = schedule.make_evaluators(
       config_lib.Config(EVALS, "config.evals"),
-      {"predict": predict, "loss": loss}, batch_size=64,
+      {"predict": predict, "loss": loss, "noise": noise}, batch_size=64,
       batch_sharding=NamedSharding(mesh, P("data")))
   metrics = {}
   with sharding.use(mesh, sharding.default_rules(mesh)):
@@ -83,7 +90,7 @@ def evaluated():
 
 
 def read_digits():
-  """{split: (float64[n, 64] in [-1, 1], int[n])}, without the pipeline."""
+  """Reads {split: (float64[n, 64] in [-1, 1], int[n])} without the pipeline."""
   from big_vision.datasets import core
   splits = {}
   for split in ("train", "test"):
@@ -96,7 +103,9 @@ def read_digits():
 
 
 def test_metrics_equal_numpy_and_sklearn(evaluated):
-  metrics, params = evaluated
+  metrics, params = dict(evaluated[0]), evaluated[1]
+  # The draws themselves are compared with those of two processes, below.
+  assert 0.4 < metrics.pop("noise/mean") < 0.6
   digits = read_digits()
   (x, y), (x_test, y_test) = digits["train"], digits["test"]
   assert (len(x), len(x_test)) == (1438, 359)
@@ -153,7 +162,7 @@ def test_two_processes_measure_the_same(evaluated):
     outputs = [process.communicate(timeout=240) for process in processes]
   finally:
     for process in processes:
-      process.kill()  # One that waits for another that failed.
+      process.kill()  # It may wait for another process that failed.
   for process, (output, errors) in zip(processes, outputs):
     assert process.returncode == 0, errors
     metrics = json.loads(output.splitlines()[-1])

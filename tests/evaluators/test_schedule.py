@@ -39,12 +39,12 @@ def make(serve, batch_sharding, evals, predict_fns=None, **kw):
       batch_sharding=batch_sharding, **kw)
 
 
-def test_entry_of_a_type_with_defaults(serve, batch_sharding):
+def test_the_name_is_the_default_type_and_prefix(serve, batch_sharding):
   evaluator, = make(serve, batch_sharding, {"classification": PP})
   assert evaluator.name == "classification"
   metrics = dict(evaluator.run({"params": {"w": W}}))
   assert set(metrics) == {"classification/prec@1", "classification/loss"}
-  assert metrics["classification/prec@1"] == 6 / 20  # Always the last class.
+  assert metrics["classification/prec@1"] == 6 / 20  # The last class.
   assert all(type(value) is float for value in metrics.values())
 
 
@@ -64,11 +64,11 @@ def test_pred_kw_reaches_the_predict_function(serve, batch_sharding):
       "up": dict(PP, type="classification"),
       "down": dict(PP, type="classification", pred_kw={"scale": -1.})})
   values = [dict(e.run({"params": {"w": W}})) for e in evaluators]
-  assert values[0]["up/prec@1"] == 6 / 20  # Always the last class.
-  assert values[1]["down/prec@1"] == 7 / 20  # Always the first one.
+  assert values[0]["up/prec@1"] == 6 / 20  # The last class.
+  assert values[1]["down/prec@1"] == 7 / 20  # The first class.
 
 
-def test_ema_twin(serve, batch_sharding):
+def test_an_average_is_measured_by_a_twin(serve, batch_sharding):
   task = task_lib.with_ema(
       task_lib.Task(init=None, update=None, predict_fns=PREDICT_FNS), 0.9)
   evaluators = make(serve, batch_sharding, {
@@ -93,7 +93,8 @@ def test_ema_twin(serve, batch_sharding):
     ({"log_epochs": 10}, [0, 40, 80, 100]),
     ({"log_percent": 0.5}, [0, 50, 100]),
 ])
-def test_schedule(serve, batch_sharding, options, expected):
+def test_evaluators_run_at_the_steps_of_their_schedule(
+    serve, batch_sharding, options, expected):
   evaluator, = make(
       serve, batch_sharding, {"classification": dict(PP, **options)})
   assert [step for step in range(101) if evaluator.due(step)] == expected
@@ -106,7 +107,7 @@ def test_a_run_of_no_steps_is_evaluated(serve, batch_sharding):
   assert evaluator.due(0)
 
 
-def test_outside_of_training_schedules_mean_nothing(serve, batch_sharding):
+def test_schedules_are_ignored_outside_of_training(serve, batch_sharding):
   options = dict(PP, log_epochs=1, skip_first=True)
   evaluator, = make(
       serve, batch_sharding, {"classification": options}, total_steps=None,
@@ -114,7 +115,7 @@ def test_outside_of_training_schedules_mean_nothing(serve, batch_sharding):
   assert evaluator.due(0) and evaluator.due(7)
 
 
-def test_no_evaluators(batch_sharding):
+def test_a_config_without_evaluators_makes_none(batch_sharding):
   assert schedule.make_evaluators(
       None, PREDICT_FNS, batch_sharding=batch_sharding, batch_size=8) == []
 
@@ -134,7 +135,8 @@ def test_no_evaluators(batch_sharding):
      "config.evals.mean.batch_size is 9.*8 shards"),
     ({"mean": "classification"}, "config.evals.mean.*must be a dict"),
 ])
-def test_mistakes_in_the_config(serve, batch_sharding, evals, message):
+def test_mistakes_in_the_config_are_named(
+    serve, batch_sharding, evals, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     make(serve, batch_sharding, evals)
 
@@ -157,7 +159,7 @@ def test_errors_of_a_run_name_the_evaluator(serve, batch_sharding):
 
 
 class _CountsBatches:
-  """An evaluator that counts batches, of real data."""
+  """Counts batches of real data."""
 
   def __init__(self, loader):
     self.seen = 0

@@ -32,6 +32,7 @@ from skimage import metrics as skimage_metrics
 
 from tests import drawn
 from tests import processes
+from tests.array_data import assert_is_key
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "losses"
 SIZE = 12
@@ -315,7 +316,7 @@ def test_rays_are_not_mixed(scene, tmp_path):
 
 def _render(state, rays, *, rng=None):
   """Renders a smooth function of rays, which differs from view to view."""
-  del rng
+  assert_is_key(rng)
   x = rays["origin"] + 4 * rays["direction"] + state["shift"]
   rgb = jax.nn.sigmoid(x * jnp.asarray([3, 0.2, 1]))
   return {"rgb": rgb, "opacity": rgb[:, 0], "distance": 3 + rgb[:, 1]}

@@ -1,4 +1,4 @@
-"""Evaluators of VQGAN on arrays: mistakes Q8 and Q15 of systems.md."""
+"""Evaluators of VQGAN, on arrays in memory."""
 
 import types
 
@@ -16,21 +16,33 @@ import pytest
 import scipy.linalg
 import scipy.stats
 
+from tests.array_data import assert_is_key
+
 RNG = np.random.default_rng(0)
 COMMON = dict(data={"name": "x"}, pp_fn="")
+
+
+def _predicts(fn):
+  """Makes a predict function of a function of the batch alone."""
+  def predict(state, batch, *, rng=None):
+    del state
+    assert_is_key(rng)
+    return fn(batch)
+  return predict
 
 
 def _run(evaluator, state=None):
   return dict(evaluator.run(state or {}))
 
 
-def test_q8_usage_is_of_the_whole_set(serve, loader, capsys):
-  """Each batch has one code; together they have four, of eight."""
+def test_codes_are_counted_over_the_whole_set(serve, loader, capsys):
+  """Each batch uses one code; together they use four of eight."""
   codes = np.repeat([0, 3, 5, 7], 16)[:60, None].repeat(2, axis=1)
   serve({"x": {"codes": codes.astype(np.int32)}})
   evaluator = codebook_usage.Evaluator(
-      lambda state, batch, rng: {"codes": batch["codes"],
-                            "num_codes": jnp.full(len(batch["codes"]), 8)},
+      _predicts(lambda batch: {
+          "codes": batch["codes"],
+          "num_codes": jnp.full(len(batch["codes"]), 8)}),
       loader, **COMMON)
   values = _run(evaluator)
   assert values["usage"] == 0.5
@@ -41,28 +53,27 @@ def test_q8_usage_is_of_the_whole_set(serve, loader, capsys):
   assert "WARNING" not in capsys.readouterr().out
 
 
-def test_a_codebook_that_collapses_is_warned_of(serve, loader, capsys):
+def test_a_collapsed_codebook_causes_a_warning(serve, loader, capsys):
   serve({"x": {"codes": np.full((20, 3), 4, np.int32)}})
   evaluator = codebook_usage.Evaluator(
-      lambda state, batch, rng: {"codes": batch["codes"],
-                            "num_codes": jnp.full(len(batch["codes"]), 64)},
+      _predicts(lambda batch: {
+          "codes": batch["codes"],
+          "num_codes": jnp.full(len(batch["codes"]), 64)}),
       loader, **COMMON)
   values = _run(evaluator, {"step": np.int32(0)})
   assert values == {"usage": 1 / 64, "perplexity": 1, "bits_per_code": 0}
-  assert not capsys.readouterr().out  # Nothing is learnt yet.
+  assert not capsys.readouterr().out  # Before any update.
   _run(evaluator, {"step": np.int32(9)})
   assert "1 of 64 codes are used: the codebook collapses" in (
       capsys.readouterr().out)
 
 
-def test_bits_per_code_and_what_they_are_compared_with(serve, loader):
+def test_bits_per_code_and_their_unigram_entropy(serve, loader):
   nll = RNG.uniform(0, 5, (37, 6)).astype(np.float32)
   codes = RNG.integers(0, 4, (37, 6)).astype(np.int32)
   serve({"x": {"nll": nll, "codes": codes}})
   values = _run(bits_per_code.Evaluator(
-      lambda state, batch, rng: {
-          "nll": batch["nll"], "codes": batch["codes"],
-          "num_codes": jnp.full(len(batch["codes"]), 4)},
+      _predicts(lambda batch: {"nll": batch["nll"], "codes": batch["codes"]}),
       loader, **COMMON))
   np.testing.assert_allclose(
       values["bits_per_code"], nll.mean() / np.log(2), rtol=1e-6)
@@ -73,11 +84,11 @@ def test_bits_per_code_and_what_they_are_compared_with(serve, loader):
       values["unigram_bits"], scipy.stats.entropy(p, base=2))
 
 
-def test_discriminator_accuracy_is_of_patches(serve, loader):
+def test_discriminator_accuracy_counts_patches(serve, loader):
   real, fake = RNG.normal(size=(2, 37, 3, 2)).astype(np.float32) + 0.3
   serve({"x": {"real": real, "fake": fake}})
   values = _run(discriminator_accuracy.Evaluator(
-      lambda state, batch, rng: {"real": batch["real"], "fake": batch["fake"]},
+      _predicts(lambda batch: {"real": batch["real"], "fake": batch["fake"]}),
       loader, **COMMON))
   right = np.mean(real > 0), np.mean(fake < 0)
   np.testing.assert_allclose(
@@ -85,13 +96,12 @@ def test_discriminator_accuracy_is_of_patches(serve, loader):
   np.testing.assert_allclose(values["accuracy"], np.mean(right))
 
 
-def test_reconstruction_measures_what_can_be_shown(serve, loader):
-  """Values outside of [-1, 1] are cut before they are measured."""
+def test_reconstructions_are_clipped_before_they_are_measured(serve, loader):
   metrics = pytest.importorskip("skimage.metrics")
   image = RNG.uniform(-1, 1, (19, 12, 12, 1)).astype(np.float32)
   serve({"x": {"image": image}})
   values = _run(reconstruction.Evaluator(
-      lambda state, batch, rng: {"image": 1.5 * batch["image"]},
+      _predicts(lambda batch: {"image": 1.5 * batch["image"]}),
       loader, num_pictures=5, **COMMON))
   cut = np.clip(1.5 * image, -1, 1)
   np.testing.assert_allclose(
@@ -123,7 +133,7 @@ def test_each_batch_of_samples_has_a_key_of_its_own(serve, loader):
 # --- Frechet ------------------------------------------------------------------
 
 
-def test_frechet_is_that_of_the_matrix_root():
+def test_frechet_distance_equals_that_by_matrix_root():
   a = RNG.normal(size=(50, 4)) @ RNG.normal(size=(4, 4))
   b = RNG.normal(size=(40, 4)) @ RNG.normal(size=(4, 4)) + 1
   cov_a, cov_b = np.cov(a.T), np.cov(b.T)
@@ -132,18 +142,18 @@ def test_frechet_is_that_of_the_matrix_root():
       cov_a + cov_b - 2 * root)
   np.testing.assert_allclose(frechet.distance(a, b), wanted, rtol=1e-9)
   np.testing.assert_allclose(frechet.distance(a, a), 0, atol=1e-9)
-  # Fewer images than features: singular, and no NaN.
+  # With fewer images than features the covariance is singular.
   assert np.isfinite(frechet.distance(a[:3], b[:2]))
 
 
-def test_frechet_of_one_feature_has_a_closed_form():
+def test_frechet_distance_of_one_feature_equals_its_closed_form():
   a, b = RNG.normal(size=(30, 1)), 3 * RNG.normal(size=(20, 1)) + 2
   wanted = (a.mean() - b.mean()) ** 2 + (
       a.std(ddof=1) - b.std(ddof=1)) ** 2
   np.testing.assert_allclose(frechet.distance(a, b), wanted, rtol=1e-9)
 
 
-def test_q15_the_distance_is_named_after_its_network(
+def test_the_distance_is_named_after_its_network(
     serve, loader, monkeypatch):
   network = perceptual.Network(
       "classifier", load=lambda: {"w": np.float32(2)},
@@ -155,7 +165,7 @@ def test_q15_the_distance_is_named_after_its_network(
   image = RNG.uniform(-1, 1, (37, 3, 3, 2)).astype(np.float32)
   serve({"x": {"image": image}})
   values = _run(frechet.Evaluator(
-      lambda state, batch, rng: {"image": batch["image"] / 2},
+      _predicts(lambda batch: {"image": batch["image"] / 2}),
       loader, network={}, **COMMON))
   pooled = 2 * image.mean(axis=(1, 2))
   assert set(values) == {"frechet_classifier"}
