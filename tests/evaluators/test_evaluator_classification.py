@@ -161,7 +161,7 @@ def test_evaluators_on_different_data_share_the_program(serve, loader):
   traces = []
   def counted(state, batch, *, rng=None):
     traces.append(batch)
-    return predict(state, batch)
+    return predict(state, batch, rng=rng)
   arrays, state = make_data(n=20, k=6)
   other, _ = make_data(n=33, k=6, seed=1)
   opened = serve({"a": arrays, "b": other})
