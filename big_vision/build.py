@@ -1,4 +1,4 @@
-"""From a config to everything a run needs, before any array exists.
+"""Builds everything a config describes, before any array exists.
 
 Training, evaluating and planning a run all start here, so that a config means
 the same to each of them.
@@ -21,7 +21,21 @@ from big_vision.task import Info, Task
 
 
 class Built(NamedTuple):
-  """What a config stands for, before any array exists."""
+  """A config's run, before any array exists.
+
+  Attributes:
+    mesh: Devices of the run.
+    rules: Rules of `sharding.make_rules`, for activations and batches.
+    batch_sharding: Sharding of the arrays of a batch.
+    data: Training data and its preprocessing, not yet started.
+    info: Sizes of the run.
+    task: The trainer's task.
+    strategy: Rules for the state's sharding, pairs of a regex and a strategy.
+    shapes: The state as jax.ShapeDtypeStruct with shardings.
+    shardings: The state's shardings.
+    rng_init: Key for the initial state.
+    rng_train: Key for the updates, to be folded with the step.
+  """
   mesh: jax.sharding.Mesh
   rules: list
   batch_sharding: jax.sharding.NamedSharding
@@ -29,7 +43,7 @@ class Built(NamedTuple):
   info: Info
   task: Task
   strategy: list
-  shapes: Any        # The state, as jax.ShapeDtypeStruct with sharding.
+  shapes: Any
   shardings: Any
   rng_init: jax.Array
   rng_train: jax.Array
@@ -39,12 +53,13 @@ def build(config: config_lib.Config, devices=None) -> Built:
   """Builds the mesh, the data, the task and the shape of its state.
 
   Args:
-    config: the whole config of a run.
-    devices: of the mesh; None for all there are. They may be such that nothing
-      can run on them, only be compiled for.
+    config: The whole config of a run.
+    devices: Devices of the mesh; None for all that exist. They may be devices
+      to compile for, on which nothing can run.
 
   Raises:
-    ConfigError: whatever in the config cannot be.
+    ConfigError: The config is invalid, or asks for something that does not
+      exist.
   """
   trainer = modules.find("trainer", config.get("trainer", "classification"))
   seed = config.get("seed", 0)
@@ -54,8 +69,8 @@ def build(config: config_lib.Config, devices=None) -> Built:
       config.get(f"sharding_{what}") for what in ("preset", "strategy"))
   if preset is not None and strategy is not None:
     raise config_lib.ConfigError(
-        "config.sharding_preset and config.sharding_strategy say the same "
-        "thing; remove one of them.")
+        "config.sharding_preset and config.sharding_strategy both place the "
+        "state; remove one of them.")
   rules = sharding.make_rules(mesh, config.get("sharding_rules"), preset)
   batch_sharding = sharding.batch_sharding(mesh, rules)
 
@@ -67,9 +82,11 @@ def build(config: config_lib.Config, devices=None) -> Built:
       "total", config, batch_size=data.batch_size, data_size=data.data_size)
   if total_steps is None:
     raise config_lib.ConfigError(
-        "How long to train is not set: config.total_{steps,epochs,examples}.")
-  info = Info(total_steps, data.batch_size, data.data_size, data.batch_spec,
-              mesh)
+        "The length of the run is not set; set one of "
+        "config.total_{steps,epochs,examples}.")
+  info = Info(
+      total_steps=total_steps, batch_size=data.batch_size,
+      data_size=data.data_size, batch_spec=data.batch_spec, mesh=mesh)
   with sharding.use(mesh, rules):
     task = trainer.make_task(config, info)
     shapes = state_lib.infer_shapes(task, info, rng_init)
@@ -78,12 +95,14 @@ def build(config: config_lib.Config, devices=None) -> Built:
         preset or "replicate", shapes, mesh)
   shardings = sharding.infer(shapes, strategy, mesh, rules)
   shapes = state_lib.with_shardings(shapes, shardings)
-  return Built(mesh, rules, batch_sharding, data, info, task, strategy, shapes,
-               shardings, rng_init, rng_train)
+  return Built(
+      mesh=mesh, rules=rules, batch_sharding=batch_sharding, data=data,
+      info=info, task=task, strategy=strategy, shapes=shapes,
+      shardings=shardings, rng_init=rng_init, rng_train=rng_train)
 
 
 def describe(built: Built) -> str:
-  """A line for people: on what this run is, and how large it is."""
+  """Returns a line about the devices and sizes of a run."""
   mesh, info = built.mesh, built.info
   return (
       f"{mesh.size} x {mesh.devices.flat[0].device_kind}, mesh "
@@ -94,7 +113,22 @@ def describe(built: Built) -> str:
 
 
 class LoopOptions(NamedTuple):
-  """What the config says of the loop itself; periods are in steps."""
+  """The config's options for the training loop.
+
+  Attributes:
+    log_every: Number of steps between logged measurements.
+    ckpt_every: Number of steps between checkpoints; None saves at the end only.
+    keep_ckpt_every: Number of steps between checkpoints that are kept for ever;
+      None keeps the newest only.
+    keep_best: Options of `checkpoints.Best`.
+    resume: Workdir of another run to continue from while this run has no
+      checkpoint of its own; None starts from the initial state.
+    wandb: Options of `metrics.Writer` for Weights & Biases; None disables it.
+    profile: Options of `profiler.Profiler`.
+    compilation_cache: Directory of compiled programs; None for no cache.
+    max_rollbacks: Number of times that a run may go back to its last checkpoint
+      after a loss that is not finite.
+  """
   log_every: int
   ckpt_every: int | None
   keep_ckpt_every: int | None
@@ -107,25 +141,27 @@ class LoopOptions(NamedTuple):
 
 
 def loop_options(config: config_lib.Config, info: Info) -> LoopOptions:
-  """Reads what no task, data or evaluator does.
+  """Reads the options that neither a task nor data nor evaluators read.
 
   Raises:
-    ConfigError: a period that is said twice or is none.
+    ConfigError: A period is given in two units, or is not a number.
   """
   def every(name, default=None):
     return durations.get_steps(
         name, config, batch_size=info.batch_size, data_size=info.data_size,
         total_steps=info.total_steps, default=default)
   return LoopOptions(
-      every("log_training", 50), every("ckpt"), every("keep_ckpt"),
-      config.get("keep_best", {}), config.get("resume"), config.get("wandb"),
-      config.get("profile", {}), config.get("compilation_cache"),
-      config.get("max_rollbacks", 0))
+      log_every=every("log_training", 50), ckpt_every=every("ckpt"),
+      keep_ckpt_every=every("keep_ckpt"),
+      keep_best=config.get("keep_best", {}), resume=config.get("resume"),
+      wandb=config.get("wandb"), profile=config.get("profile", {}),
+      compilation_cache=config.get("compilation_cache"),
+      max_rollbacks=config.get("max_rollbacks", 0))
 
 
 def make_evaluators(
     config: config_lib.Config, built: Built, workdir: str | None = None):
-  """The evaluators of the config, their data opened."""
+  """Makes the evaluators of the config and opens their data."""
   return evaluators.make_evaluators(
       config.get("evals"), built.task.predict_fns,
       batch_sharding=built.batch_sharding,

@@ -1,6 +1,7 @@
 """Losses: pure functions that return one float32 number per example.
 
-Or per token, where there are axes between that of the examples and the classes.
+If logits have axes between those of examples and classes, such as tokens,
+losses return one number for each position on these axes.
 """
 
 from collections.abc import Callable
@@ -12,13 +13,13 @@ from big_vision import config as config_lib
 
 
 def sigmoid_xent(*, logits, labels):
-  """Binary cross-entropy of every class, summed over the classes.
+  """Computes the binary cross-entropy of every class, summed over classes.
 
-  Summed and not averaged (systems T3), so its scale grows with the number of
-  classes; `init_head_bias=-6.9` with 1,000 classes starts it at 7.907.
+  The sum makes the scale grow with the number of classes: with 1,000 classes
+  and `init_head_bias=-6.9`, the loss starts at 7.907.
 
   Args:
-    logits: float[b, ..., k], any float dtype; computed in float32.
+    logits: float[b, ..., k] of any float dtype; computed in float32.
     labels: float[b, ..., k] in [0, 1]; one-hot, multi-hot or mixed.
 
   Returns:
@@ -31,12 +32,12 @@ def sigmoid_xent(*, logits, labels):
 
 
 def softmax_xent(*, logits, labels):
-  """Cross-entropy between `labels` and the softmax of `logits`.
+  """Computes the cross-entropy between `labels` and the softmax of `logits`.
 
   Args:
-    logits: float[b, ..., k], any float dtype; computed in float32.
-    labels: float[b, ..., k]; a distribution per row. Not normalized here: an
-      all-zero row costs nothing.
+    logits: float[b, ..., k] of any float dtype; computed in float32.
+    labels: float[b, ..., k], distributions over the classes. They are not
+      normalized here, so a row of zeros has the loss 0.
 
   Returns:
     float32[b, ...], nats.
@@ -49,10 +50,10 @@ _LOSSES = {"sigmoid_xent": sigmoid_xent, "softmax_xent": softmax_xent}
 
 
 def get_loss(name: str) -> Callable:
-  """The loss called `name`, a function of keywords `logits` and `labels`.
+  """Returns the loss called `name`, with keywords `logits` and `labels`.
 
   Raises:
-    ConfigError: no such loss; names those that exist.
+    ConfigError: There is no such loss; names those that exist.
   """
   if name not in _LOSSES:
     raise config_lib.ConfigError(

@@ -1,8 +1,8 @@
-"""Mixup and CutMix: batches mixed on the device.
+"""Mixup and CutMix, which mix the examples of a batch on the device.
 
-Partners are neighbours in the batch (2i and 2i + 1). Unlike a roll of the
-batch, that needs no communication between devices, and unlike a roll within
-each device's part, the result does not depend on how many devices there are.
+Examples 2i and 2i + 1 of a batch are mixed with each other. Unlike rolling the
+batch, this needs no communication between devices, and unlike rolling each
+device's part, the result does not depend on the number of devices.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,20 +15,21 @@ from big_vision import config as config_lib
 
 def make(mixup: Mapping | None = None, cutmix: Mapping | None = None
          ) -> Callable[[Mapping, jax.Array], dict] | None:
-  """A function (batch, rng) -> batch that mixes "image" and "labels".
+  """Makes a function that mixes the images and labels of a batch.
 
   Args:
-    mixup: {"p": alpha}; one weight a step, from Beta(alpha, alpha).
-    cutmix: {"p": alpha}; one box a step, its area from Beta(alpha, alpha).
-      Where both are given, each step tosses a coin.
+    mixup: {"p": alpha}; every step draws one weight from Beta(alpha, alpha).
+    cutmix: {"p": alpha}; every step draws one box, its area from
+      Beta(alpha, alpha). With both, every step tosses a coin between them.
 
   Returns:
-    The function, or None where there is nothing to do. Labels are mixed as the
-    pixels are, so they must be one-hot or multi-hot float[b, k].
+    A function (batch, rng) -> batch, or None without arguments. The batch must
+    have an even number of examples, "image", float[b, h, w, c], and "labels",
+    float[b, k], one-hot or multi-hot, which are mixed like the pixels.
 
   Raises:
-    ConfigError: unknown keys, or p <= 0. While tracing: an odd batch, no image,
-      labels that cannot be mixed.
+    ConfigError: A key does not exist, or p <= 0. While tracing: the batch has
+      an odd size, no image, or labels of another form.
   """
   ops = []
   if mixup is not None:
@@ -41,17 +42,19 @@ def make(mixup: Mapping | None = None, cutmix: Mapping | None = None
   def mix(batch, rng):
     if "image" not in batch:
       raise config_lib.ConfigError(
-          f"Mixing is for images; the batch has {sorted(batch)}.")
+          "config.mixup and config.cutmix mix images; the batch has "
+          f"{sorted(batch)}.")
     labels = batch["labels"]
     if labels.ndim != 2 or not jnp.issubdtype(labels.dtype, jnp.floating):
       raise config_lib.ConfigError(
-          "Mixing wants labels float[b, k], they are "
-          f"{labels.dtype}{list(labels.shape)}; the preprocessing op "
-          "\"onehot\" makes such of class numbers.")
+          "config.mixup and config.cutmix need labels float[b, k]; these are "
+          f"{labels.dtype}{list(labels.shape)}. The preprocessing op "
+          "\"onehot\" converts class numbers.")
     b = batch["image"].shape[0]
     if b % 2:
       raise config_lib.ConfigError(
-          f"Mixing pairs neighbours, so it needs an even batch; it is {b}.")
+          "config.mixup and config.cutmix mix pairs of examples and need an "
+          f"even batch size; it is {b}.")
     rng_coin, rng_mix = jax.random.split(rng)
     pixels = {"image": batch["image"], "labels": labels}
     if len(ops) == 1:
@@ -64,12 +67,12 @@ def make(mixup: Mapping | None = None, cutmix: Mapping | None = None
 
 
 def _partner(x):
-  """Neighbours swapped along the first axis: 1, 0, 3, 2, ..."""
+  """Swaps neighbours along the first axis: 1, 0, 3, 2, ..."""
   return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
 
 def _blend(weight, x):
-  """weight * x + (1 - weight) * partner, in x's dtype."""
+  """Returns weight * x + (1 - weight) * partner in the dtype of x."""
   return (weight * x + (1 - weight) * _partner(x)).astype(x.dtype)
 
 
@@ -80,7 +83,10 @@ def _check_alpha(p: float, where: str):
 
 
 def _mixup(p: float):
-  """mixup, arXiv:1710.09412; the larger weight stays on the image itself."""
+  """Makes mixup, with the larger weight on the image itself.
+
+  Source: arXiv:1710.09412.
+  """
   _check_alpha(p, "config.mixup")
 
   def apply(batch, rng):
@@ -91,7 +97,10 @@ def _mixup(p: float):
 
 
 def _cutmix(p: float):
-  """CutMix, arXiv:1905.04899; labels follow the area that was really cut."""
+  """Makes CutMix, with labels weighted by the area within the image.
+
+  Source: arXiv:1905.04899.
+  """
   _check_alpha(p, "config.cutmix")
 
   def apply(batch, rng):

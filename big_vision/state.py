@@ -1,8 +1,8 @@
-"""The state of a run: its shape, its making, its step.
+"""Makes the state of a run and compiles the step that changes it.
 
 The state is a dict that the task fills. The loop adds "step", an int32 that
-counts finished updates. "frozen" is kept beside it: an argument of the step
-that is never donated, changed or saved.
+counts finished updates. "frozen" is a separate argument of the step, which is
+never donated, changed or saved.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,40 +18,49 @@ from big_vision.task import Info, State, Task
 
 
 class NonFiniteError(RuntimeError):
-  """The loss or a norm is NaN or infinite; this state is not to be kept."""
+  """The loss or a norm is NaN or infinite, so the state must not be saved."""
 
 
 def _init(task: Task, info: Info, rng, given) -> State:
-  """The state before the first step, traced."""
-  # Zeros of the whole batch cost nothing: only parameters leave this function,
-  # so the compiler removes all that is computed from it.
+  """Returns the state before the first step; to be traced."""
+  # A whole batch of zeros costs nothing: only parameters leave this function,
+  # so the compiler removes everything that is computed from the batch.
   batch = {key: jnp.zeros(spec.shape, spec.dtype)
            for key, spec in info.batch_spec.items()}
   state = dict(task.init(rng, batch, given))
   for name in ("step", "frozen"):
     if name in state:
-      raise ValueError(f"The task's init made {name!r}, which is the loop's.")
+      raise ValueError(
+          f"The task's init made {name!r}, an entry that the loop adds itself.")
   state["step"] = jnp.zeros((), jnp.int32)
-  # A weakly typed leaf becomes strong after one update, and a changed type
-  # compiles the step a second time.
+  # A weakly typed leaf would become strongly typed in the first update, and the
+  # changed type would compile the step a second time.
   return jax.tree.map(
       lambda x: jax.lax.convert_element_type(x, x.dtype), state)
 
 
 def infer_shapes(task: Task, info: Info, rng) -> State:
-  """The state as jax.ShapeDtypeStruct, without computing anything."""
+  """Returns the state as jax.ShapeDtypeStruct, without computing anything."""
   return jax.eval_shape(functools.partial(_init, task, info), rng, {})
 
 
 def with_shardings(shapes, shardings):
-  """ShapeDtypeStructs that know where they live, as restoring needs them."""
+  """Adds shardings to a tree of jax.ShapeDtypeStruct, for restoring."""
   return jax.tree.map(
       lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
       shapes, shardings)
 
 
 def make(task: Task, info: Info, rng, shapes, shardings) -> State:
-  """Loads what the task loads, initializes the rest, all in its shards."""
+  """Makes the state before the first step, each array in its shards.
+
+  Args:
+    task: Task of the run; its `load` runs first, its `init` makes the rest.
+    info: Sizes of the run.
+    rng: Key for the initial parameters.
+    shapes: The state as jax.ShapeDtypeStruct.
+    shardings: The state's shardings.
+  """
   given = task.load(shapes)
   given = sharding.put(given, tree.select(shardings, given))
   init = jax.jit(functools.partial(_init, task, info), out_shardings=shardings)
@@ -59,9 +68,14 @@ def make(task: Task, info: Info, rng, shapes, shardings) -> State:
 
 
 def infer_frozen(frozen, strategy, mesh):
-  """The shardings of a task's frozen arrays: like those of parameters.
+  """Infers the shardings of a task's frozen arrays, as for parameters.
 
-  Rules that only speak of the state's leaves are no mistake here.
+  Rules that match entries of the state only are not an error here.
+
+  Args:
+    frozen: Tree of arrays, see `Task.frozen`.
+    strategy: Pairs of a regex and a sharding strategy, see `sharding.infer`.
+    mesh: Devices of the run.
   """
   matches = tree.first_match(
       [name for name, _ in tree.flatten_with_names(frozen)],
@@ -72,13 +86,22 @@ def infer_frozen(frozen, strategy, mesh):
 
 
 def put_frozen(task: Task, strategy, mesh):
-  """The task's frozen arrays on the devices."""
+  """Puts the task's frozen arrays on the devices; see `infer_frozen`."""
   frozen = task.frozen()
   return sharding.put(frozen, infer_frozen(frozen, strategy, mesh))
 
 
 def check_changed(old: Mapping, changed: Mapping):
-  """Raises ValueError, naming the leaf, if an update changes a type."""
+  """Checks that an update keeps the structure, shapes and dtypes of the state.
+
+  Args:
+    old: The state.
+    changed: Entries of the state that an update returned.
+
+  Raises:
+    ValueError: An entry is new, or a leaf was added, lost or has another type;
+      names it.
+  """
   unknown = sorted(set(changed) - set(old))
   if unknown:
     raise ValueError(
@@ -103,11 +126,17 @@ def check_changed(old: Mapping, changed: Mapping):
 def make_update(task: Task, rng, shardings, mesh) -> Callable[..., Any]:
   """Compiles the task's update into the step of the loop.
 
+  Args:
+    task: Task of the run.
+    rng: Key to be folded with each step.
+    shardings: The state's shardings.
+    mesh: Devices of the run.
+
   Returns:
     A function (state, frozen, batch, static) -> (state, measurements, ok). The
-    state is donated; `static` is a tuple of (name, hashable). Where the loss or
-    the norm of the gradients is not finite, the state is the old one, "step"
-    included. `ok` is False then, and where any other `l2_*` is not finite.
+    state is donated; `static` is a tuple of (name, hashable). If the loss or
+    the norm of the gradients is not finite, the state stays as it was, "step"
+    included. `ok` is False then, and also if any other `l2_*` is not finite.
   """
   def step_fn(state, frozen, batch, static):
     rng_step = jax.random.fold_in(rng, state["step"])
@@ -116,8 +145,9 @@ def make_update(task: Task, rng, shardings, mesh) -> Callable[..., Any]:
     check_changed(state, changed)
     finite = {name: jnp.isfinite(measurements[name])
               for name in monitored(measurements)}
-    # What is known before the update decides. Norms of the new state are known
-    # when it is all written; deciding by them would read and write it again.
+    # Only values known before the update decide whether it is applied. Norms of
+    # the new state are known when all of it is written, and deciding by them
+    # would read and write it again.
     apply = jnp.logical_and(
         finite["training_loss"], finite.get("l2_grads", True))
     changed["step"] = state["step"] + 1
@@ -134,10 +164,13 @@ def make_update(task: Task, rng, shardings, mesh) -> Callable[..., Any]:
 
 
 def monitored(measurements: Mapping) -> list[str]:
-  """Names of the measurements that must be finite.
+  """Returns the names of the measurements that must be finite.
+
+  Args:
+    measurements: {name: number[]} of an update.
 
   Raises:
-    ValueError: there is no "training_loss", or a measurement is not 0-d.
+    ValueError: "training_loss" is missing, or a measurement is not 0-d.
   """
   if "training_loss" not in measurements:
     raise ValueError(
@@ -153,7 +186,7 @@ def monitored(measurements: Mapping) -> list[str]:
 
 
 def check_finite(step: int, measurements: Mapping, ok):
-  """Raises NonFiniteError, naming step and measurement, unless `ok`."""
+  """Raises NonFiniteError with the step and its measurements unless `ok`."""
   if bool(ok):
     return
   values = {name: float(measurements[name]) for name in monitored(measurements)}
@@ -161,7 +194,7 @@ def check_finite(step: int, measurements: Mapping, ok):
          if not jnp.isfinite(value)}
   raise NonFiniteError(
       f"Step {step}: {', '.join(f'{k} is {v}' for k, v in bad.items())}. "
-      f"Nothing of this step is kept; all of them: {values}. Common remedies "
-      "are a lower config.lr, config.grad_clip_norm=1.0, a longer warm-up, "
-      "class numbers below config.num_classes and tokens of the vocabulary; "
-      "config.max_rollbacks lets a run go around such data.")
+      f"This step is discarded; its values were {values}. Common remedies are "
+      "a lower config.lr, config.grad_clip_norm=1.0, a longer warm-up, class "
+      "numbers below config.num_classes and tokens within the vocabulary; "
+      "config.max_rollbacks lets a run skip such data.")

@@ -1,12 +1,12 @@
-"""Task: the record of pure functions between the loop and a method.
+"""Task: a record of pure functions that connects a method with the loop.
 
-The loop (`train.py`) knows no method; a method (a file with a `make_task`)
-knows no loop. Everything they share is here. The shape is that of optax's
-`GradientTransformation`: a named tuple of functions, changed by functions that
-take one and return one (`with_ema`, `with_batch_fn`).
+The loop (`train.py`) knows no method, and a method (a module with `make_task`)
+does not know the loop. Everything they share is here. Like optax's
+`GradientTransformation`, a task is a named tuple of functions, and functions
+that take a task and return another one (`with_ema`, `with_batch_fn`) extend it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -18,14 +18,14 @@ State = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-  """What the loop knows before there is a task.
+  """The sizes of a run, known before its task is made.
 
   Attributes:
-    total_steps: steps of the whole run.
-    batch_size: examples of a training batch, over all devices.
-    data_size: examples of an epoch.
+    total_steps: Number of steps of the whole run.
+    batch_size: Number of examples in a training batch, over all devices.
+    data_size: Number of examples in an epoch.
     batch_spec: {key: jax.ShapeDtypeStruct}, global shapes of a training batch.
-    mesh: jax.sharding.Mesh of the run.
+    mesh: Devices of the run.
   """
   total_steps: int
   batch_size: int
@@ -39,37 +39,55 @@ class Phase(NamedTuple):
 
   Attributes:
     first_step: Number of updates done before the phase begins.
-    static: What `Task.static` returns for each of its steps.
+    static: Value of `Task.static` at each of the phase's steps.
   """
   first_step: int
   static: dict[str, Any]
 
 
+def phases_at(
+    steps: Iterable[int], static: Callable[[int], dict[str, Any]],
+    total_steps: int) -> tuple[Phase, ...]:
+  """Returns the phases of a run whose choices change at known steps.
+
+  Args:
+    steps: Numbers of updates after which `static` may change, in any order.
+      Those outside of (0, total_steps) begin no phase.
+    static: `Task.static`.
+    total_steps: Number of steps of the run.
+  """
+  starts = {0, *(step for step in steps if 0 < step < total_steps)}
+  return tuple(Phase(first_step=step, static=static(step))
+               for step in sorted(starts))
+
+
 class Task(NamedTuple):
-  """What a method states. All functions are pure unless marked "host".
+  """A method. Its functions are pure, except those marked "host".
 
   Attributes:
-    init: (rng, batch, given) -> state. `batch` is a batch of zeros, `given` the
-      partial state that `load` returned; only what it lacks is initialized. The
-      state is a dict the loop never looks into, but for "step" (the loop adds
-      it).
+    init: (rng, batch, given) -> state. `batch` is a batch of zeros and `given`
+      the partial state that `load` returned; `init` makes the rest. The state
+      is a dict whose entries only the method reads, except "step", which the
+      loop adds.
     update: (state, batch, rng, **static) -> (changed, measurements). `changed`
-      has the entries of the state that changed, `measurements` 0-d arrays, one
-      of them "training_loss". `rng` is already folded with the step. The state
-      holds "step" (int32) and "frozen" too.
+      has the entries of the state that changed. `measurements` are 0-d arrays,
+      one of them "training_loss". `rng` is already folded with the step. The
+      state also has "step", int32[], and "frozen".
     predict_fns: {name: (state, batch, *, rng=None, **kw) -> anything};
       evaluators, tools and exports ask for them by name. `rng` is a jax key or
       None: functions that draw take their randomness from it alone and raise
       ValueError without it, all others ignore it.
-    sched_fns: {name: (step) -> float}; only logged.
-    load: host; (shapes) -> partial state, for the warm start of a fresh run.
-      `shapes` is the state as jax.ShapeDtypeStruct.
-    frozen: host; () -> pytree that is never changed and never saved: teachers,
-      perceptual networks, cameras. Update and predict see `state["frozen"]`.
-    static: host; (step) -> {name: hashable}: compile-time choices of a step.
-    phases: host; (total_steps) -> sequence of `Phase`, in order, the first at
-      step 0: the distinct values of `static`, so that planning, FLOP counts and
-      MFU see every program of the run.
+    sched_fns: {name: (step) -> float}, for logging only.
+    load: Host; (shapes) -> partial state, the warm start of a new run. `shapes`
+      is the state as jax.ShapeDtypeStruct.
+    frozen: Host; () -> tree of arrays that never change and are never saved,
+      such as teachers, perceptual networks and cameras. `update` and predict
+      functions find it as `state["frozen"]`.
+    static: Host; (step) -> {name: hashable}, the compile-time choices of the
+      update that follows `step` others. Each distinct value is compiled once.
+    phases: Host; (total_steps) -> sequence of `Phase` in ascending order, the
+      first at step 0, a new one wherever `static` changes. Planning, FLOP
+      counts and MFU see every program of a run through it; see `phases_at`.
   """
   init: Callable[..., State]
   update: Callable[..., tuple[State, dict[str, Any]]]
@@ -78,19 +96,21 @@ class Task(NamedTuple):
   load: Callable[[State], State] = lambda shapes: {}
   frozen: Callable[[], Any] = lambda: {}
   static: Callable[[int], dict[str, Any]] = lambda step: {}
-  phases: Callable[[int], Sequence[Phase]] = lambda total_steps: (Phase(0, {}),)
+  phases: Callable[[int], Sequence[Phase]] = lambda total_steps: (
+      Phase(first_step=0, static={}),)
 
 
 def with_ema(task: Task, decay: float) -> Task:
   """Adds an exponential moving average of the parameters, `state["ema"]`.
 
-  It starts at the initial (or loaded) parameters, so it needs no debiasing:
-  `ema <- decay * ema + (1 - decay) * params` after every update. Every predict
-  function `f` gets a twin `f_ema` that sees the average as "params".
+  After every update, `ema <- decay * ema + (1 - decay) * params`. The average
+  starts at the initial or loaded parameters, so it is not biased towards zero.
+  Every predict function `f` gets a twin `f_ema` that sees the average as
+  "params".
 
   Args:
-    task: any task whose state has "params".
-    decay: in [0, 1).
+    task: Any task whose state has "params".
+    decay: Weight of the old average, in [0, 1).
 
   Raises:
     ValueError: `decay` is not in [0, 1).
@@ -102,7 +122,7 @@ def with_ema(task: Task, decay: float) -> Task:
     given = dict(given)
     ema = given.pop("ema", None)
     state = task.init(rng, batch, given)
-    # A copy: both entries are donated, so they cannot share a buffer.
+    # Copied, because both entries are donated and must not share a buffer.
     state["ema"] = (
         jax.tree.map(jnp.copy, state["params"]) if ema is None else ema)
     return state
@@ -127,63 +147,13 @@ def with_ema(task: Task, decay: float) -> Task:
 
 def with_batch_fn(
     task: Task, batch_fn: Callable[[Mapping, jax.Array], Mapping]) -> Task:
-  """Changes the training batch on the device, as mixup does.
+  """Applies a function to every training batch on the device, as mixup does.
 
   Args:
-    task: any task.
-    batch_fn: (batch, rng) -> batch, pure; not applied in evaluation.
+    task: Any task.
+    batch_fn: (batch, rng) -> batch, pure; evaluation does not use it.
   """
   def update(state, batch, rng, **static):
     rng_batch, rng = jax.random.split(rng)
     return task.update(state, batch_fn(batch, rng_batch), rng, **static)
   return task._replace(update=update)
-
-
-def accumulate(value_and_grad: Callable, steps: int) -> Callable:
-  """Splits the batch into `steps` parts and averages values and gradients.
-
-  Exact for losses that are means over the batch; memory for activations falls
-  by `steps`. Parts take every `steps`-th example, so that each stays spread
-  over all devices.
-
-  Args:
-    value_and_grad: (params, batch, rng) -> ((value, aux), grads); `aux` are
-      arrays that may be averaged.
-    steps: number of parts; 1 returns `value_and_grad` itself.
-
-  Returns:
-    A function of the same signature, the averages in float32 or wider.
-
-  Raises:
-    ValueError: while tracing, if the batch does not divide.
-  """
-  if steps == 1:
-    return value_and_grad
-
-  def accumulated(params, batch, rng):
-    def split(x):
-      b, *rest = x.shape
-      if b % steps:
-        raise ValueError(
-            f"A batch of {b} does not split into grad_accum_steps={steps}; "
-            f"the nearest that do are {b // steps * steps} and "
-            f"{-(-b // steps) * steps}.")
-      return x.reshape(b // steps, steps, *rest).swapaxes(0, 1)
-
-    parts = jax.tree.map(split, batch)
-    rngs = jax.random.split(rng, steps)
-    shapes = jax.eval_shape(
-        value_and_grad, params, jax.tree.map(lambda x: x[0], parts), rngs[0])
-    zeros = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)),
-        shapes)
-
-    def body(total, part):
-      result = value_and_grad(params, *part)
-      return jax.tree.map(jnp.add, total, result), None
-
-    total, _ = jax.lax.scan(body, zeros, (parts, rngs))
-    return jax.tree.map(
-        lambda t, s: (t / steps).astype(s.dtype), total, shapes)
-
-  return accumulated

@@ -1,4 +1,4 @@
-"""Losses against loops in float64."""
+"""Losses against loops over classes in float64."""
 
 import math
 
@@ -30,7 +30,7 @@ def _softmax_xent(logits, labels):
 @pytest.mark.parametrize("name, oracle", [
     ("sigmoid_xent", _sigmoid_xent), ("softmax_xent", _softmax_xent)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_against_a_loop(name, oracle, dtype):
+def test_losses_equal_a_loop_over_classes(name, oracle, dtype):
   loss = losses.get_loss(name)(
       logits=jnp.asarray(LOGITS, dtype), labels=jnp.asarray(LABELS))
   assert loss.dtype == jnp.float32 and loss.shape == (2,)
@@ -38,8 +38,8 @@ def test_against_a_loop(name, oracle, dtype):
       loss, [oracle(x, y) for x, y in zip(LOGITS, LABELS)], rtol=1e-6)
 
 
-def test_initial_loss_with_head_bias():
-  """T3: summed over classes; the closed form for 1,000 classes is 7.907."""
+def test_sigmoid_xent_is_summed_over_classes():
+  """With 1,000 classes and a bias of -6.9, the sum is 7.907."""
   loss = losses.sigmoid_xent(
       logits=jnp.full((1, 1000), -6.9), labels=jnp.eye(1000)[:1])
   expected = 999 * math.log1p(math.exp(-6.9)) + 6.9 + math.log1p(math.exp(-6.9))
@@ -47,6 +47,6 @@ def test_initial_loss_with_head_bias():
   assert abs(expected - 7.907) < 1e-3
 
 
-def test_unknown_loss():
+def test_unknown_losses_are_named():
   with pytest.raises(config_lib.ConfigError, match="'sigmoid_xent'"):
     losses.get_loss("sigmoid_cent")

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: pixels and labels mixed alike, on any number of devices."""
+"""Mixup and CutMix mix pixels and labels alike, on any number of devices."""
 
 from big_vision import config as config_lib
 from big_vision import mixing
@@ -12,7 +12,7 @@ PARTNER = [1, 0, 3, 2]
 
 
 def _batch(b=4, size=6):
-  # Pixels hold their image's number, so that a mix can be read off.
+  # Pixels have their image's number as value, so that they show the mix.
   image = jnp.broadcast_to(jnp.arange(b)[:, None, None, None] * 1.,
                            (b, size, size, 3))
   return {"image": image, "labels": jnp.eye(b), "other": jnp.arange(b)}
@@ -49,7 +49,7 @@ def test_cutmix_labels_are_the_area_of_the_box():
   assert min(weights) < 0.5 < max(weights)
 
 
-def test_both_toss_a_coin():
+def test_mixup_and_cutmix_together_toss_a_coin():
   mix = mixing.make({"p": 1.}, {"p": 1.})
   is_mixup = []
   for seed in range(12):
@@ -59,7 +59,7 @@ def test_both_toss_a_coin():
 
 
 def test_no_communication_and_same_result_on_8_devices():
-  """T4: mixing a sharded batch stays within the devices."""
+  """Partners in a sharded batch are on the same device."""
   mesh = sharding.make_mesh()
   where = sharding.batch_sharding(mesh, sharding.default_rules(mesh))
   batch = _batch(b=16)
@@ -70,18 +70,18 @@ def test_no_communication_and_same_result_on_8_devices():
   for collective in ("all-gather", "collective-permute", "all-to-all"):
     assert collective not in text
   alone = jax.jit(mixing.make({"p": 0.3}, {"p": 1.}))(batch, jax.random.key(3))
-  # Not to the bit: the two programs may fuse multiplication and addition.
+  # Not bit-identical: the programs may fuse multiplication and addition.
   np.testing.assert_allclose(
       mix(spread, jax.random.key(3))["image"], alone["image"], rtol=1e-6)
 
 
-def test_errors():
+def test_wrong_options_and_batches_are_named():
   assert mixing.make() is None
-  with pytest.raises(config_lib.ConfigError, match="even batch; it is 3"):
+  with pytest.raises(config_lib.ConfigError, match="even batch size; it is 3"):
     mixing.make({"p": 1.})(_batch(b=3), jax.random.key(0))
   mix = mixing.make({"p": 1.})
   for labels in (jnp.arange(4), jnp.eye(4, dtype=jnp.int32)):
-    with pytest.raises(config_lib.ConfigError, match='int32.*"onehot" makes'):
+    with pytest.raises(config_lib.ConfigError, match='int32.*"onehot" conv'):
       mix({**_batch(), "labels": labels}, jax.random.key(0))
   with pytest.raises(config_lib.ConfigError, match=r"images.*\['tokens'\]"):
     mix({"tokens": jnp.zeros((4, 3))}, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Making and stepping a state: what the loop checks for every task."""
+"""Making and changing a state, and the checks of every task's update."""
 
 from big_vision import sharding
 from big_vision import state as state_lib
@@ -87,7 +87,7 @@ def test_non_finite_update_is_not_applied_and_is_named():
 @pytest.mark.parametrize("name, applied", [
     ("l2_grads", False), ("l2_updates", True)])
 def test_gradients_decide_and_every_norm_stops(name, applied):
-  """Nobody goes on with, or saves, a state after `ok` is False."""
+  """The loop neither continues nor saves a state once `ok` is False."""
   def update(state, batch, rng):
     changed, measurements = _partial(state, batch, rng)
     return changed, {**measurements, "l2_w": 1., name: jnp.inf}
@@ -109,7 +109,7 @@ def test_warm_start_initializes_only_what_was_not_loaded():
   np.testing.assert_allclose(state["params"]["t"], np.log(10.), rtol=1e-6)
 
 
-def test_frozen_is_seen_by_the_update_and_is_no_part_of_the_state():
+def test_the_update_sees_frozen_and_the_state_does_not_keep_it():
   def update(state, batch, rng):
     del rng
     return {}, {"training_loss": state["frozen"]["teacher"] + batch["x"].sum()}
@@ -121,8 +121,8 @@ def test_frozen_is_seen_by_the_update_and_is_no_part_of_the_state():
   assert not frozen["teacher"].is_deleted()
 
 
-def test_frozen_is_placed_by_the_rules_that_speak_of_it():
-  """A rule for parameters alone is no mistake; the other rules are followed."""
+def test_frozen_is_placed_by_the_rules_that_match_it():
+  """Rules that match parameters only are skipped without an error."""
   task = _task(_partial, frozen=lambda: {
       "images": np.zeros((16, 3), np.float32), "t": np.float32(1)})
   strategy = [("params/w", "fsdp('data', 0)"), (".*images", "fsdp('data', 0)"),
@@ -170,7 +170,7 @@ def test_measurements_are_checked(measurements, message):
     update(state, frozen, _batch(), ())
 
 
-def test_init_may_not_make_what_is_the_loops():
+def test_init_must_not_make_the_loops_entries():
   task = Task(lambda rng, batch, given: {"step": jnp.zeros(())}, _update, {})
   with pytest.raises(ValueError, match="'step'"):
     _make(task)

@@ -1,4 +1,4 @@
-"""Task transformers on a quadratic whose every step has a closed form."""
+"""Task transformers on a quadratic, whose steps have a closed form."""
 
 from big_vision import task as task_lib
 from big_vision.task import Task
@@ -60,7 +60,7 @@ def test_ema_does_not_share_buffers_with_the_parameters():
   jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
 
 
-def test_ema_is_not_restarted_where_it_was_given():
+def test_a_loaded_average_is_kept():
   task = task_lib.with_ema(_task(), 0.9)
   given = {"ema": {"w": jnp.full(2, 7.)}}
   assert task.init(None, None, given)["ema"]["w"][0] == 7
@@ -85,36 +85,38 @@ def test_batch_fn_changes_training_only():
       task.predict_fns["predict"](state, batch), 2 * np.ones((4, 2)))
 
 
-def test_accumulation_is_the_gradient_of_the_whole_batch():
-  def loss(params, batch, rng):
-    del rng
-    error = batch["x"] @ params["w"] - batch["y"]
-    return (error ** 2).mean(), {"bias": error.mean()}
-  value_and_grad = jax.value_and_grad(loss, has_aux=True)
-  generator = np.random.default_rng(0)
-  batch = {"x": generator.normal(size=(12, 3)), "y": generator.normal(size=12)}
-  batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), batch)
-  params = {"w": jnp.asarray([1., 2., 3.])}
-  whole = value_and_grad(params, batch, jax.random.key(0))
-  for steps in (1, 2, 3, 12):
-    parts = task_lib.accumulate(value_and_grad, steps)(
-        params, batch, jax.random.key(0))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
-                 whole, parts)
-  with pytest.raises(ValueError, match="nearest that do are 10 and 15"):
-    task_lib.accumulate(value_and_grad, 5)(params, batch, jax.random.key(0))
+@pytest.mark.parametrize("steps, first_steps", [
+    ([], [0]), ([0], [0]), ([3], [0, 3]), ([7, 3, 7], [0, 3, 7]), ([10], [0]),
+    ([-1, 9, 11], [0, 9])])
+def test_phases_begin_at_steps_within_the_run(steps, first_steps):
+  static = lambda step: {"parts": sum(step >= start for start in steps)}
+  phases = task_lib.phases_at(steps, static, 10)
+  assert [phase.first_step for phase in phases] == first_steps
+  for step in range(10):
+    current = [phase for phase in phases if phase.first_step <= step][-1]
+    assert current.static == static(step)
 
 
-def test_accumulation_gives_every_part_its_own_randomness():
-  def noise(params, batch, rng):
-    del batch
-    draw = jax.random.normal(rng)
-    return (params["w"] * draw, {"square": draw ** 2})
-  value_and_grad = jax.value_and_grad(noise, has_aux=True)
-  (_, aux), grads = task_lib.accumulate(value_and_grad, 4)(
-      {"w": 1.}, {"x": jnp.zeros(8)}, jax.random.key(0))
-  draws = [float(jax.random.normal(key))
-           for key in jax.random.split(jax.random.key(0), 4)]
-  np.testing.assert_allclose(grads["w"], np.mean(draws), rtol=1e-6)
-  np.testing.assert_allclose(
-      aux["square"], np.mean(np.square(draws)), rtol=1e-6)
+def test_transformers_keep_phases_and_static():
+  static = lambda step: {"late": step >= 4}
+  task = _task()._replace(
+      static=static,
+      phases=lambda total_steps: task_lib.phases_at([4], static, total_steps))
+  assert task_lib.Phase(first_step=4, static={"late": True}) in task.phases(9)
+  for changed in (task_lib.with_ema(task, 0.9),
+                  task_lib.with_batch_fn(task, lambda batch, rng: batch)):
+    assert changed.phases(9) == task.phases(9)
+    assert changed.static(3) == {"late": False}
+  assert _task().phases(9) == (task_lib.Phase(first_step=0, static={}),)
+
+
+def test_transformers_pass_static_choices_to_the_update():
+  def update(state, batch, rng, *, scale):
+    del batch, rng
+    return {"params": state["params"]}, {"training_loss": jnp.float32(scale)}
+  task = _task()._replace(update=update)
+  state = {**task.init(None, None, {}), "ema": {"w": jnp.ones(2)}}
+  for changed in (task_lib.with_ema(task, 0.9),
+                  task_lib.with_batch_fn(task, lambda batch, rng: batch)):
+    _, measured = changed.update(state, {}, jax.random.key(0), scale=3)
+    assert measured["training_loss"] == 3

@@ -1,199 +1,232 @@
 """Supervised classification, the task of a config that names no trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from big_vision import config as config_lib
 from big_vision import durations
 from big_vision import losses
 from big_vision import mixing
 from big_vision import modules
-from big_vision import optim
 from big_vision import task as task_lib
 from big_vision import tree
 from big_vision.layers import attention
 from big_vision.layers import common
 from big_vision.task import Info, Task
+from big_vision.trainers import learner as learner_lib
 
 
 def make_task(config: config_lib.Config, info: Info) -> Task:
-  """Supervised classification of images, of texts, or of each of their tokens.
+  """Classifies images, texts, or each token of a text.
 
-  The batch has what the model reads, by default "image", float32[b, h, w, c],
-  and "labels", float32[b, k] or, where each has one class, int[b]. A model that
-  answers for every token, logits [b, n, k], wants labels [b, n, k] or int[b, n]
-  and "mask", number[b, n], of which tokens count; an example's loss and
-  accuracy are the means over those.
+  The batch has the model's inputs, by default "image", float32[b, h, w, c], and
+  "labels", float32[b, k], or int[b] if every example has one class. A model
+  that classifies every token, with logits [b, n, k], needs labels [b, n, k] or
+  int[b, n] and "mask", number[b, n], nonzero at the tokens that count; the loss
+  and accuracy of an example are means over those.
 
-  The state has "params", "opt" and, with `config.ema_decay`, "ema"; beside them
-  the model's other collections, under their names: what a forward pass changes
-  ("batch_stats") and the random "features" of attention, which are drawn anew
-  every `config.redraw_steps`, or never. Nothing is frozen but what the config's
-  `schedule` freezes.
+  The state has "params", "opt" and, with `config.ema_decay`, "ema"; besides,
+  the model's other collections, under their names: those that a forward pass
+  changes ("batch_stats") and the random "features" of attention, which are
+  drawn again every `config.redraw_steps`, or never. The state's "frozen" is
+  empty.
 
-  A model may give losses of its own, `out["losses"]`, and measurements,
+  A model may return losses of its own, `out["losses"]`, and measurements,
   `out["measurements"]`, both {name: float32[], the mean over the batch}. The
-  config weights each of the losses, `aux_losses = {name: weight}`, and what is
-  minimized, and logged as training_loss, is `loss` plus weight times value.
-  All of them are logged as training_<name>, without their weights. Evaluators
-  of "loss" see `loss` alone.
+  training loss is `loss` plus these losses times their weights,
+  `config.aux_losses`, {name: weight}. All of them are logged as
+  training_<name>, without their weights. The predict function "loss" returns
+  `loss` alone.
 
   Args:
-    config: reads model_name, model, num_classes, model_inputs (keys of the
-      batch, in the order of the model's arguments; by default ("image",)),
+    config: Reads model_name, model, num_classes, model_inputs (keys of the
+      batch in the order of the model's arguments; by default ("image",)),
       model_init, model_load, loss, aux_losses, init_head_bias, mixup, cutmix,
-      grad_accum_steps, ema_decay, redraw_{steps,examples,epochs,percent} and
-      the keys of `optim.make`.
-    info: what the loop knows.
+      redraw_{steps,examples,epochs,percent} and the keys of `learner.make`.
+    info: Sizes of the run and the shapes of its batches.
 
   Raises:
-    ConfigError: what the config names does not exist, or the batch does not
-      have it in the form above; some of it when the step is traced.
+    ConfigError: The config names something that does not exist, or the batch
+      lacks something that the config asks for. What depends on the model's
+      output is raised when the step is traced.
   """
   models = modules.find("model", config.model_name)
-  model = config_lib.call(models.Model, config.get("model", {}),
-                          "config.model", num_classes=config.num_classes)
-  loss_fn = losses.get_loss(config.get("loss", "sigmoid_xent"))
+  network = _Network(
+      model=config_lib.call(
+          models.Model, config.get("model", {}), "config.model",
+          num_classes=config.num_classes),
+      input_keys=tuple(config.get("model_inputs", ("image",))),
+      head_bias=config.get("init_head_bias"))
+  xent = losses.get_loss(config.get("loss", "sigmoid_xent"))
   aux_weights = dict(config.get("aux_losses", {}))
-  input_keys = tuple(config.get("model_inputs", ("image",)))
-
-  def read(batch):
-    """What the model is called with."""
-    if missing := [key for key in input_keys if key not in batch]:
-      raise config_lib.ConfigError(
-          f"config.model_inputs has {missing}, which the batch has not; it has "
-          f"{sorted(batch)}. Does the preprocessing keep them?")
-    return [batch[key] for key in input_keys]
-
-  def init_variables(rng, batch):
-    variables = dict(model.init(rng, *read(batch)))
-    if (bias := config.get("init_head_bias")) is not None:
-      head = variables["params"]["head"]
-      head["bias"] = jnp.full_like(head["bias"], bias)
-    return variables
 
   batch_spec = dict(info.batch_spec)
-  # The key is made in the trace: a mesh that is only planned computes nothing.
+  # The key is made within the trace, so that planning for devices that are not
+  # here computes nothing.
   variables_spec = jax.eval_shape(
-      lambda batch: init_variables(jax.random.key(0), batch), batch_spec)
-  params_spec = variables_spec.pop("params")
-  tx, sched_fns = optim.make(
-      config, params_spec, total_steps=info.total_steps,
-      batch_size=info.batch_size, data_size=info.data_size)
-  trains = optim.trainable_mask(config, params_spec)
-
+      lambda batch: network.init(jax.random.key(0), batch), batch_spec)
+  learner = learner_lib.make(config, variables_spec.pop("params"), info)
   collections = tuple(variables_spec)
-  # A forward pass reads random features; what else there is, it may change.
-  mutable = [name for name in collections if name != attention.FEATURES]
-  redraw_steps = durations.get_steps(
-      "redraw", config, batch_size=info.batch_size, data_size=info.data_size,
-      total_steps=info.total_steps)
-  if redraw_steps and attention.FEATURES not in collections:
-    raise config_lib.ConfigError(
-        f"config.redraw_steps is {redraw_steps}, but {config.model_name!r} as "
-        "configured has no random features; an attention 'favor' has.")
+  redraw_steps = _redraw_steps(config, info, collections)
 
   def init(rng, batch, given):
-    state = tree.merge(init_variables(rng, batch), given)
-    return {**state, "opt": tx.init(state["params"])}
+    state = tree.merge(network.init(rng, batch), given)
+    return {**state, "opt": learner.init(state["params"])}
 
-  source = config.get("model_init")
-  load_options = dict(config.get("model_load", {}))
-
-  def load(shapes):
-    if source is None:
-      return {}
-    params = config_lib.call(
-        models.load, load_options, "config.model_load",
-        init_params=shapes["params"], init_file=source,
-        model_cfg=config.get("model", {}))
-    return {"params": tree.keep(
-        params, lambda leaf: not isinstance(leaf, jax.ShapeDtypeStruct))}
-
-  def score(logits, batch):
-    """Loss and accuracy, float32[b] each."""
-    labels = dense_labels(batch["labels"], logits.shape)
-    top1 = jnp.take_along_axis(
-        labels, jnp.argmax(logits, axis=-1, keepdims=True), axis=-1)[..., 0]
-    loss = loss_fn(logits=logits, labels=labels)
-    if loss.ndim == 1:
-      return loss, top1
-    if "mask" not in batch:
-      raise config_lib.ConfigError(
-          f"The model answers for every token, logits {list(logits.shape)}; "
-          "which of them count is to be in the batch as \"mask\", "
-          f"{list(loss.shape)}. It has {sorted(batch)}: keep it in config.input"
-          ".pp.")
-    counts = common.check_mask(batch["mask"], loss.shape)
-    return tuple(common.mean_of_tokens(x, counts) for x in (loss, top1))
-
-  def loss_and_changes(params, batch, rng, others):
-    (logits, out), changed = model.apply(
-        {"params": params, **others}, *read(batch), train=True,
-        rngs={"dropout": rng}, mutable=mutable)
-    loss, top1 = score(logits, batch)
+  def loss_fn(params, batch, rng, others):
+    (logits, out), changed = network.apply(
+        {"params": params, **others}, batch, train=True,
+        rngs={"dropout": rng},
+        # A forward pass only reads random features.
+        mutable=[name for name in others if name != attention.FEATURES])
+    loss, top1 = score(xent, logits, batch)
     aux_loss, measurements = weigh_auxiliary(out, aux_weights)
     return loss.mean() + aux_loss, (
         {**measurements, "training_prec@1": top1.mean()}, changed)
-
-  grad_accum_steps = config.get("grad_accum_steps", 1)
 
   def update(state, batch, rng):
     others = {name: state[name] for name in collections}
     if redraw_steps:
       others[attention.FEATURES] = attention.redraw(
           others[attention.FEATURES], rng, state["step"], redraw_steps)
-    value_and_grad = task_lib.accumulate(
-        jax.value_and_grad(
-            functools.partial(loss_and_changes, others=others), has_aux=True),
-        grad_accum_steps)
-    (loss, (measurements, changed)), grads = value_and_grad(
-        state["params"], batch, rng)
-    updates, opt = tx.update(grads, state["opt"], state["params"])
-    params = optax.apply_updates(state["params"], updates)
-    grads = jax.tree.map(lambda g, m: g if m else jnp.zeros_like(g),
-                         grads, trains)
-    return {**others, **changed, "params": params, "opt": opt}, {
-        "training_loss": loss, **measurements,
-        "l2_grads": optax.tree.norm(grads),
-        "l2_params": optax.tree.norm(params),
-        "l2_updates": optax.tree.norm(updates)}
+    value_and_grad = jax.value_and_grad(
+        functools.partial(loss_fn, others=others), has_aux=True)
+    changed, measurements = learner.step(
+        value_and_grad, state["params"], state["opt"], batch, rng)
+    return {**others, **changed}, measurements
 
   def predict(state, batch, *, rng=None):
     del rng  # Deterministic.
-    variables = {name: state[name] for name in ("params", *collections)}
-    return model.apply(variables, *read(batch))
+    return network.apply(
+        {name: state[name] for name in ("params", *collections)}, batch)
 
   def loss(state, batch, *, rng=None):
-    del rng  # Deterministic.
-    logits, _ = predict(state, batch)
-    return {"loss": score(logits, batch)[0]}
+    logits, _ = predict(state, batch, rng=rng)
+    return {"loss": score(xent, logits, batch)[0]}
 
-  task = Task(init, update, {"predict": predict, "loss": loss},
-              sched_fns=sched_fns, load=load)
+  task = Task(
+      init=init, update=update, predict_fns={"predict": predict, "loss": loss},
+      load=_make_load(config, models))
   mix = mixing.make(config.get("mixup"), config.get("cutmix"))
   if mix is not None:
     task = task_lib.with_batch_fn(task, mix)
-  if (decay := config.get("ema_decay")) is not None:
-    task = task_lib.with_ema(task, decay)
-  return task
+  return learner.finish(task)
+
+
+class _Network(NamedTuple):
+  """A model that reads its inputs from a batch.
+
+  Attributes:
+    model: Flax module whose output is (logits, out).
+    input_keys: Keys of the batch in the order of the model's arguments.
+    head_bias: Initial value of the head's bias; None for the model's own.
+  """
+  model: Any
+  input_keys: tuple[str, ...]
+  head_bias: float | None
+
+  def read(self, batch) -> list[Any]:
+    """Returns the model's arguments; raises ConfigError if some are missing."""
+    if missing := [key for key in self.input_keys if key not in batch]:
+      raise config_lib.ConfigError(
+          f"config.model_inputs has {missing}, which the batch lacks; it has "
+          f"{sorted(batch)}. Does the preprocessing keep them?")
+    return [batch[key] for key in self.input_keys]
+
+  def init(self, rng, batch) -> dict[str, Any]:
+    """Returns the model's variables, {collection: tree}."""
+    variables = dict(self.model.init(rng, *self.read(batch)))
+    if self.head_bias is not None:
+      head = variables["params"]["head"]
+      head["bias"] = jnp.full_like(head["bias"], self.head_bias)
+    return variables
+
+  def apply(self, variables, batch, **kw):
+    """Applies the model as `flax.linen.Module.apply` does."""
+    return self.model.apply(variables, *self.read(batch), **kw)
+
+
+def _redraw_steps(
+    config: config_lib.Config, info: Info,
+    collections: Sequence[str]) -> int | None:
+  """Returns how many steps random features last; None or 0 is for ever."""
+  steps = durations.get_steps(
+      "redraw", config, batch_size=info.batch_size, data_size=info.data_size,
+      total_steps=info.total_steps)
+  if steps and attention.FEATURES not in collections:
+    raise config_lib.ConfigError(
+        f"config.redraw_steps is {steps}, but {config.model_name!r} as "
+        "configured has no random features; an attention 'favor' has.")
+  return steps
+
+
+def _make_load(config: config_lib.Config, models) -> Callable:
+  """Returns `Task.load`, which reads `config.model_init` if it is set."""
+  source = config.get("model_init")
+  options = dict(config.get("model_load", {}))
+  if source is None:
+    return lambda shapes: {}
+
+  def load(shapes):
+    params = config_lib.call(
+        models.load, options, "config.model_load",
+        init_params=shapes["params"], init_file=source,
+        model_cfg=config.get("model", {}))
+    return {"params": tree.keep(
+        params, lambda leaf: not isinstance(leaf, jax.ShapeDtypeStruct))}
+  return load
+
+
+def score(xent: Callable, logits, batch) -> tuple[Any, Any]:
+  """Compares logits with the batch's labels.
+
+  Args:
+    xent: Loss of `losses.get_loss`.
+    logits: float[b, k], or float[b, n, k] for a batch with "mask".
+    batch: Batch with "labels", see `make_task`.
+
+  Returns:
+    loss: float32[b].
+    top1: float32[b], the label's value at the largest logit: 1 where a one-hot
+      label agrees with it.
+
+  Raises:
+    ConfigError: "labels" or "mask" do not fit the logits.
+  """
+  labels = dense_labels(batch["labels"], logits.shape)
+  top1 = jnp.take_along_axis(
+      labels, jnp.argmax(logits, axis=-1, keepdims=True), axis=-1)[..., 0]
+  loss = xent(logits=logits, labels=labels)
+  if loss.ndim == 1:
+    return loss, top1
+  if "mask" not in batch:
+    raise config_lib.ConfigError(
+        f"The model classifies every token, logits {list(logits.shape)}, so "
+        f"the batch needs a \"mask\" of the tokens that count, "
+        f"{list(loss.shape)}. It has {sorted(batch)}: keep it in "
+        "config.input.pp.")
+  token_mask = common.check_mask(batch["mask"], loss.shape)
+  return tuple(common.mean_of_tokens(x, token_mask) for x in (loss, top1))
 
 
 def dense_labels(labels, shape):
-  """Labels as a loss takes them: of the logits' shape, [..., k].
+  """Converts labels to the form that losses take, one number for each class.
 
   Args:
-    labels: number[..., k], or int[...], the class of each. A negative one is
-      all zeros; k and above are NaN, as there is no such class: the run stops.
-    shape: of the logits.
+    labels: number[..., k], or int[...], the class of each example or token. A
+      negative class becomes a row of zeros. A class of k or more does not exist
+      and becomes a row of NaN, which stops the run.
+    shape: Shape of the logits, [..., k].
+
+  Returns:
+    number[..., k].
 
   Raises:
-    ConfigError: they are neither.
+    ConfigError: The labels have neither of these shapes; names both.
   """
   if labels.shape == shape:
     return labels
@@ -209,34 +242,36 @@ def dense_labels(labels, shape):
 def weigh_auxiliary(
     out: Mapping[str, Any],
     weights: Mapping[str, float]) -> tuple[Any, dict[str, Any]]:
-  """What a model's own losses add to the loss, and what to log of them.
+  """Adds up a model's own losses and collects what to log.
 
   Args:
-    out: of a model; its "losses" and "measurements", if there are any, are
+    out: The model's output; "losses" and "measurements", if it has them, are
       {name: number[]}.
-    weights: of every loss, by name. The model's losses are known when it is
-      traced, not before, and so are the errors here.
+    weights: {name: weight} of all losses in `out`. The names are checked here
+      because a model's losses are only known when it is traced.
 
   Returns:
-    loss: float32[], the sum of weight times value; a weight of 0 leaves the
-      value out altogether, whatever it is.
-    measurements: {"training_<name>": float32[]} of losses and measurements.
+    loss: float32[], the sum of weight times value. A weight of 0 leaves the
+      loss out, even if its value is not finite.
+    measurements: {"training_<name>": float32[]}, losses without their weights
+      and measurements.
 
   Raises:
-    ConfigError: a weight without a loss, or a loss without a weight.
-    ValueError: a value that is not a single number, a name that is taken.
+    ConfigError: A weight has no loss, or a loss has no weight.
+    ValueError: A value is not a single number, or its name is taken.
   """
   given = out.get("losses", {})
   for name in weights:
     if name not in given:
       raise config_lib.ConfigError(
-          f"config.aux_losses weights {name!r}, which the model as configured "
-          f"does not give{config_lib.nearest(name, given)}. It gives "
-          f"{sorted(given)}.")
+          f"config.aux_losses has a weight for {name!r}, which the model as "
+          f"configured does not return{config_lib.nearest(name, given)}. It "
+          f"returns {sorted(given)}.")
   if missing := sorted(set(given) - set(weights)):
     raise config_lib.ConfigError(
-        f"The model gives the losses {missing}, which config.aux_losses does "
-        f"not weight; it has {sorted(weights)}. A weight of 0 leaves one out.")
+        f"The model returns the losses {missing}, for which config.aux_losses "
+        f"has no weight; it has {sorted(weights)}. A weight of 0 leaves a loss "
+        "out.")
   logged = {}
   for name, value in [*given.items(), *out.get("measurements", {}).items()]:
     if jnp.shape(value):
@@ -245,8 +280,8 @@ def weigh_auxiliary(
           f"batch; it has shape {jnp.shape(value)}.")
     if name in ("loss", "prec@1") or f"training_{name}" in logged:
       raise ValueError(
-          f"The model's {name!r} would be logged as 'training_{name}', where "
-          "there is something else; give it another name.")
+          f"The model's {name!r} would be logged as 'training_{name}', a name "
+          "that is taken; rename it.")
     logged[f"training_{name}"] = jnp.asarray(value, jnp.float32)
   loss = sum((weight * logged[f"training_{name}"]
               for name, weight in weights.items() if weight), jnp.float32(0))

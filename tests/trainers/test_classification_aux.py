@@ -1,4 +1,4 @@
-"""Losses and measurements that a model brings: weighted, logged, checked."""
+"""A model's own losses and measurements: weights, logging, checks."""
 
 import sys
 import types
@@ -18,7 +18,7 @@ B, LR = 8, 0.1
 
 
 class _WithLosses(nn.Module):
-  """A linear classifier; `size` and `spread` are of what is before the head."""
+  """A linear classifier with losses on the features before its head."""
   num_classes: int
   gives: tuple[str, ...] = ("size", "spread")
 
@@ -59,7 +59,8 @@ def _step(num_steps=1, **kw):
   spec = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _batch())
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  info = Info(10, B, 80, spec, mesh)
+  info = Info(total_steps=10, batch_size=B, data_size=80, batch_spec=spec,
+              mesh=mesh)
   task = classification.make_task(config, info)
   rng = jax.random.key(0)
   shapes = state_lib.infer_shapes(task, info, rng)
@@ -75,7 +76,7 @@ def _step(num_steps=1, **kw):
 
 
 def _xent(params, batch):
-  """Written out, with what the losses are."""
+  """Returns cross-entropy, size and spread, each written out."""
   x = batch["image"].reshape(B, -1) @ params["stem"]["kernel"] + (
       params["stem"]["bias"])
   logits = x @ params["head"]["kernel"] + params["head"]["bias"]
@@ -85,7 +86,7 @@ def _xent(params, batch):
 
 
 @pytest.mark.parametrize("grad_accum_steps", [1, 4])
-def test_what_is_minimized_and_logged(grad_accum_steps):
+def test_the_weighted_sum_is_minimized_and_all_is_logged(grad_accum_steps):
   before, after, logged, _ = _step(
       grad_accum_steps=grad_accum_steps, aux_losses=dict(size=0.3, spread=-2.0))
   def total(params):
@@ -102,7 +103,7 @@ def test_what_is_minimized_and_logged(grad_accum_steps):
       lambda old, new, grad: np.testing.assert_allclose(
           new, old - LR * grad, rtol=1e-4, atol=1e-6),
       before["params"], after["params"], grads)
-  # Measurements too; parts of a batch are averaged.
+  # Measurements are logged too, as means over the parts of a batch.
   sums = _batch()["image"].sum(axis=(1, 2, 3))
   largest = np.mean([sums[i::grad_accum_steps].max()
                      for i in range(grad_accum_steps)])
@@ -111,24 +112,23 @@ def test_what_is_minimized_and_logged(grad_accum_steps):
   assert {str(value.dtype) for value in logged.values()} == {"float32"}
 
 
-def test_weight_zero_leaves_a_loss_out_but_logs_it():
+def test_a_weight_of_zero_leaves_a_loss_out_but_logs_it():
   before, _, logged, _ = _step(aux_losses=dict(size=0, spread=0.0))
   xent, size, _ = jax.device_get(_xent(before["params"], _batch()))
   assert logged["training_loss"] == pytest.approx(xent, rel=1e-5)
   assert logged["training_size"] == pytest.approx(size, rel=1e-5)
-  # Whatever it is: nothing times 0 is not a number.
+  # Even if it is not finite: NaN times 0 is NaN.
   _, _, logged, _ = _step(model=dict(gives=("nan",)), aux_losses=dict(nan=0))
   assert np.isnan(logged["training_nan"])
   assert np.isfinite(logged["training_loss"])
 
 
-def test_averages_and_evaluation():
+def test_evaluation_sees_the_classification_loss_alone():
   before, after, _, task = _step(
       2, aux_losses=dict(size=1.0, spread=1.0), ema_decay=0.5)
   assert np.abs(after["ema"]["stem"]["kernel"]
                 - after["params"]["stem"]["kernel"]).max() > 1e-4
   for name, key in (("loss", "params"), ("loss_ema", "ema")):
-    # Of evaluators, the loss is what it is for other models.
     values = task.predict_fns[name](after, _batch())["loss"]
     assert values.shape == (B,)
     np.testing.assert_allclose(
@@ -138,23 +138,23 @@ def test_averages_and_evaluation():
 
 @pytest.mark.parametrize("kw,message", [
     (dict(aux_losses=dict(size=1, spreed=1)),
-     r"weights 'spreed', which .* give \(did you mean 'spread'\?\)\. It gives "
-     r"\['size', 'spread'\]"),
+     r"weight for 'spreed', which .* return \(did you mean 'spread'\?\)\. It "
+     r"returns \['size', 'spread'\]"),
     (dict(aux_losses=dict(size=1)),
-     r"gives the losses \['spread'\], which .*not weight; it has \['size'\]"),
-    ({}, r"gives the losses \['size', 'spread'\].*weight of 0"),
-    (dict(model=dict(gives=()), aux_losses=dict(size=1)), r"It gives \[\]"),
+     r"returns the losses \['spread'\], .*no weight; it has \['size'\]"),
+    ({}, r"returns the losses \['size', 'spread'\].*weight of 0"),
+    (dict(model=dict(gives=()), aux_losses=dict(size=1)), r"It returns \[\]"),
 ])
-def test_nothing_is_ignored(kw, message):
+def test_losses_need_weights_and_weights_need_losses(kw, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     _step(**kw)
 
 
 @pytest.mark.parametrize("name,message", [
     ("vector", r"'vector' must be a single number.*\(8,\)"),
-    ("loss", "'loss' would be logged as 'training_loss', where"),
-    ("odd", "'odd' would be logged as 'training_odd', where"),
+    ("loss", "'loss' would be logged as 'training_loss', a name"),
+    ("odd", "'odd' would be logged as 'training_odd', a name"),
 ])
-def test_what_cannot_be_logged_is_refused(name, message):
+def test_values_that_cannot_be_logged_are_errors(name, message):
   with pytest.raises(ValueError, match=message):
     _step(model=dict(gives=(name,)), aux_losses={name: 1})

@@ -1,4 +1,4 @@
-"""Collections beside the parameters: drawn, changed, saved, not trained."""
+"""Collections other than parameters: random features and batch statistics."""
 
 import sys
 import types
@@ -20,7 +20,7 @@ SHAPE = (8, 8, 8, 1)
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compilation():
-  """Steps that run a few times: compiling them is what takes time."""
+  """These steps run a few times only, so fast compilation saves time."""
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
@@ -42,14 +42,15 @@ def _batch(step):
 
 
 class Run:
-  """What the loop does with a task, in short."""
+  """A task, its state and its updates, as the training loop has them."""
 
   def __init__(self, config, seed=0, num_devices=1):
     self.mesh = sharding.make_mesh(devices=jax.devices()[:num_devices])
     self.rules = sharding.make_rules(self.mesh, None)
     spec = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _batch(0))
-    info = Info(10, 8, 80, spec, self.mesh)
+    info = Info(total_steps=10, batch_size=8, data_size=80, batch_spec=spec,
+                mesh=self.mesh)
     self.rng = jax.random.key(seed)
     with sharding.use(self.mesh, self.rules):
       self.task = classification.make_task(config, info)
@@ -63,7 +64,7 @@ class Run:
           self.task, self.rng, shardings, self.mesh)
 
   def steps(self, num_steps):
-    """The state, on the host, after every one of so many further steps."""
+    """Takes `num_steps` further steps; returns the state after each."""
     states = []
     for _ in range(num_steps):
       batch = _batch(int(self.state["step"]))
@@ -93,7 +94,7 @@ def test_features_are_drawn_at_their_steps_and_only_then():
   assert set(states[0]) == {"params", "opt", "features", "step"}
   assert not any("favor" in name for name, _ in tree.flatten_with_names(
       [states[0]["params"], states[0]["opt"]]))
-  # The updates after 2 and after 4 others start with new ones.
+  # The third and the fifth update start with new features.
   for step, changed in enumerate((set(), set(), _NAMES, set(), _NAMES)):
     assert _differ(states[step]["features"],
                    states[step + 1]["features"]) == changed, step
@@ -102,14 +103,14 @@ def test_features_are_drawn_at_their_steps_and_only_then():
   assert np.abs(first - second).max() > 0.1
 
 
-def test_features_are_what_they_were_without_redraws():
+def test_features_stay_without_redraws():
   run = Run(_config())
   before = jax.device_get(run.state)
   assert not _differ(before["features"], run.steps(3)[-1]["features"])
 
 
 def test_draws_depend_on_seed_step_and_layer_only():
-  """Not on data, parameters, parts of the batch or the number of devices."""
+  """Data, parameters, accumulation and devices make no difference."""
   plain = Run(_config(redraw_steps=2)).steps(3)
   other = Run(_config(redraw_steps=2, lr=0.5, grad_accum_steps=2),
               num_devices=2).steps(3)
@@ -120,7 +121,7 @@ def test_draws_depend_on_seed_step_and_layer_only():
   assert _differ(plain[0]["features"], of_another_seed) == _NAMES
 
 
-def test_scanned_layers_have_draws_of_their_own():
+def test_every_scanned_layer_has_its_own_features():
   run = Run(_config(redraw_steps=1, model=dict(
       scan=True, remat_policy="nothing_saveable")))
   (first,), (second,) = (jax.tree.leaves(s["features"]) for s in run.steps(2))
@@ -152,7 +153,7 @@ def test_evaluation_reads_the_features_of_the_state():
   for name in ("predict", "predict_ema"):
     predict = jax.jit(run.task.predict_fns[name])
     logits, _ = predict(state, _batch(0))
-    # Frozen: another evaluation at another step gives the same bits.
+    # Evaluation draws nothing: another step gives the same bits.
     np.testing.assert_array_equal(
         logits, predict({**state, "step": np.int32(7)}, _batch(0))[0])
     others = jax.tree.map(lambda w: -2 * w, state["features"])
@@ -160,17 +161,17 @@ def test_evaluation_reads_the_features_of_the_state():
     assert np.abs(logits - other).max() > 1e-4
 
 
-def test_redraws_of_a_model_without_features_are_refused():
+def test_redraws_of_a_model_without_features_are_an_error():
   with pytest.raises(config_lib.ConfigError,
                      match="redraw_steps is 4, but 'vit'.*'favor' has"):
     Run(_config(redraw_steps=4, model=dict(attention="dense")))
 
 
-# --- Collections that a forward pass changes ----------------------------------
+# -- collections that a forward pass changes ----------------------------------
 
 
 class _Normalized(nn.Module):
-  """Means over the image, normalized over the batch, classified."""
+  """Classifies the mean of an image, normalized over the batch."""
   num_classes: int
 
   @nn.compact
@@ -199,14 +200,14 @@ def test_batch_statistics_are_an_entry_of_the_state(grad_accum_steps):
   mean, var = 0.0, 1.0
   for step, state in enumerate(run.steps(3)):
     x = _batch(step)["image"].mean(axis=(1, 2, 3)).astype(np.float64)
-    # Parts take every other example, and their statistics are averaged.
+    # Each part has every other example; the parts' statistics are averaged.
     parts = [x[i::grad_accum_steps] for i in range(grad_accum_steps)]
     mean = 0.75 * mean + 0.25 * np.mean([part.mean() for part in parts])
     var = 0.75 * var + 0.25 * np.mean([part.var() for part in parts])
     stats = state["batch_stats"]["norm"]
     np.testing.assert_allclose(stats["mean"], mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(stats["var"], var, rtol=1e-4)
-  # Evaluation uses them and leaves them.
+  # Evaluation uses the statistics and does not change them.
   logits, _ = run.task.predict_fns["predict"](state, _batch(0))
   x = _batch(0)["image"].mean(axis=(1, 2))
   scale, bias, head = (

@@ -30,7 +30,9 @@ def _task(batch, pool_type, **kw):
       model_inputs=("tokens", "mask"), optax_name="identity", lr=0.1), **kw})
   spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  return classification.make_task(config, Info(10, B, 80, spec, mesh))
+  info = Info(total_steps=10, batch_size=B, data_size=80, batch_spec=spec,
+              mesh=mesh)
+  return classification.make_task(config, info)
 
 
 def _state(task, batch):
@@ -43,8 +45,8 @@ def _xent(logits, label):
   return math.log(np.exp(logits).sum()) - logits[label]
 
 
-def test_a_loss_for_every_token():
-  """Of examples whose lengths differ: the mean over tokens, then examples."""
+def test_losses_of_tokens_are_averaged_over_each_example():
+  """Examples of different lengths have the same weight."""
   labels = np.random.default_rng(1).integers(0, V, (B, N), np.int32)
   batch = _batch(labels)
   task = _task(batch, "none")
@@ -69,12 +71,12 @@ def test_a_loss_for_every_token():
     model=dict(vocab_size=V, width=4, max_steps=3, num_heads=1, mlp_dim=4,
                pool_type="none", head_zeroinit=False))])
 def test_accumulated_gradients_are_those_of_the_whole_batch(kw):
-  """U6. Lengths differ between the parts, which must not count."""
+  """Also where the parts have different numbers of tokens."""
   batch = _batch(np.random.default_rng(1).integers(0, V, (B, N), np.int32))
   tasks = [_task(batch, "none", grad_accum_steps=steps, **kw)
            for steps in (1, 2)]
   state = _state(tasks[0], batch)
-  if kw:  # Makes tokens halt at different steps.
+  if kw:  # Make tokens halt at different steps.
     state["params"]["Transformer"]["block"]["halting"]["kernel"] += (
         jnp.array([[3.], [-3.], [2.], [-1.]]))
   (whole, of_whole), (parts, of_parts) = (
@@ -85,7 +87,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(kw):
     np.testing.assert_allclose(of_whole[name], of_parts[name], rtol=1e-5)
 
 
-def test_classes_may_be_numbers():
+def test_integer_labels_equal_one_hot_labels():
   labels = np.array([0, 4, 2, 2], np.int32)
   losses = []
   for form in (labels, np.eye(V, dtype=np.float32)[labels]):
@@ -96,8 +98,8 @@ def test_classes_may_be_numbers():
   np.testing.assert_array_equal(*losses)
 
 
-def test_a_class_that_does_not_exist_is_no_loss_at_all():
-  """It is NaN, which stops a run; a negative one is no class, and free."""
+def test_a_class_that_does_not_exist_makes_the_loss_nan():
+  """NaN stops the run. Negative classes are rows of zeros, without a loss."""
   dense = np.array(classification.dense_labels(jnp.arange(-1, V + 1), (7, V)))
   np.testing.assert_array_equal(dense[:-1], np.eye(V + 1, V, k=-1))
   assert np.isnan(dense[-1]).all()
@@ -106,9 +108,9 @@ def test_a_class_that_does_not_exist_is_no_loss_at_all():
 @pytest.mark.parametrize("labels, kw, message", [
     (np.zeros((B, N), np.float32), {}, r"must be \[4, 5\], or integers \[4\]"),
     (np.zeros(B, np.int32), dict(model_inputs=("text",)),
-     r"model_inputs has \['text'\], which the batch has not"),
+     r"model_inputs has \['text'\], which the batch lacks"),
 ])
-def test_what_does_not_fit(labels, kw, message):
+def test_labels_and_inputs_that_do_not_fit_are_errors(labels, kw, message):
   batch = _batch(labels)
   with pytest.raises(config_lib.ConfigError, match=message):
     task = _task(batch, "gap", **kw)
@@ -116,10 +118,10 @@ def test_what_does_not_fit(labels, kw, message):
         lambda: _state(task, batch)), batch)
 
 
-def test_answers_for_every_token_want_a_mask():
+def test_classifying_tokens_needs_a_mask():
   batch = _batch(np.zeros((B, N), np.int32))
   del batch["mask"]
   task = _task(batch, "none", model_inputs=("tokens",))
-  with pytest.raises(config_lib.ConfigError, match='"mask", .4, 3.. It has'):
+  with pytest.raises(config_lib.ConfigError, match='"mask" .*, .4, 3.. It has'):
     jax.eval_shape(task.predict_fns["loss"], jax.eval_shape(
         lambda: _state(task, batch)), batch)

@@ -1,10 +1,10 @@
-"""Losses between a generator and a discriminator, and how much they weigh."""
+"""Losses of a generator and its discriminator, and their adaptive weight."""
 
 import jax
 import jax.numpy as jnp
 
-# What moves the discriminator: (logits of real, logits of generated images).
-# Means over all patches; nats for "vanilla".
+# Losses of the discriminator: (logits of real images, logits of generated
+# images) -> float32[], the mean over all patches; "vanilla" is in nats.
 DISCRIMINATOR_LOSSES = {
     "hinge": lambda real, fake: 0.5 * (
         jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))),
@@ -14,22 +14,29 @@ DISCRIMINATOR_LOSSES = {
 
 
 def generator_loss(fake):
-  """-mean D(x^), for either loss of the discriminator; not its hinge."""
+  """Computes -mean D(x^), the generator's loss for all discriminator losses.
+
+  Args:
+    fake: float[b, h, w], the discriminator's logits of generated images.
+
+  Returns:
+    float32[].
+  """
   return -jnp.mean(fake)
 
 
 def adaptive_weight(reconstruction_grad, generator_grad):
-  """How much the generator's loss weighs, so that its gradient is as large.
+  """Computes the weight that gives both losses gradients of the same norm.
 
   Args:
-    reconstruction_grad: of the reconstruction loss (perceptual part included)
-      with respect to the kernel of the decoder's last layer.
-    generator_grad: of `generator_loss` with respect to the same.
+    reconstruction_grad: Gradient of the reconstruction loss, including its
+      perceptual part, for the kernel of the decoder's last layer.
+    generator_grad: Gradient of `generator_loss` for the same kernel.
 
   Returns:
-    float32[] in [0, 1e4], no gradient goes through it.
+    float32[] in [0, 1e4], a constant for differentiation.
 
-  Source: arXiv:2012.09841, Eq. 7; 1e-4 and the limit as released.
+  Source: arXiv:2012.09841, Eq. 7; 1e-4 and the limit as in the released code.
   """
   ratio = jnp.linalg.norm(reconstruction_grad.ravel()) / (
       jnp.linalg.norm(generator_grad.ravel()) + 1e-4)

@@ -1,10 +1,12 @@
-"""Networks whose features tell how alike images look.
+"""Networks whose features measure how similar images look.
+
+A config chooses one of them:
 
   dict(name="lpips", fname="lpips_vgg.npz")
       LPIPS with its published weights, see `proj/vqgan/lpips.py`.
   dict(name="classifier", workdir=..., layers=["stem", ...], crop=28)
-      a classifier that was trained with this framework. Its distance is not
-      LPIPS, and its Frechet distance is not FID; they bear its name.
+      A classifier trained with this framework. Its distance is not LPIPS, and
+      its Frechet distance is not FID, so metrics are named after it.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,11 +21,11 @@ from big_vision.run import pretrained
 
 
 class Network(NamedTuple):
-  """Frozen features.
+  """A frozen network.
 
   Attributes:
-    name: "lpips" or "classifier"; metrics have it in their names.
-    load: host; () -> its variables.
+    name: "lpips" or "classifier", a part of metrics' names.
+    load: Host; () -> variables of the network.
     features: (variables, image) -> list of float[b, ..., d]; images are
       float32[b, h, w, c] in [-1, 1].
     distance: (variables, a, b) -> float32[b], 0 for equal images.
@@ -35,10 +37,15 @@ class Network(NamedTuple):
 
 
 def make(options: Mapping[str, Any], where: str) -> Network:
-  """The network that a config describes.
+  """Makes the network that a config describes.
+
+  Args:
+    options: Name and options of the network, see the top of this file.
+    where: Path of `options` in the config, for messages.
 
   Raises:
-    ConfigError: an unknown name, a missing file or run, a wrong key.
+    ConfigError: The name or an option does not exist, or a file or run is
+      missing.
   """
   options = dict(options)
   name = options.pop("name", None)
@@ -54,12 +61,20 @@ def _lpips(fname: str, *, path: str) -> Network:
       return lpips.load(fname)
     except ValueError as error:
       raise config_lib.ConfigError(f"{path}.fname: {error}") from error
-  return Network("lpips", load, lpips.features, lpips.distance)
+  return Network(name="lpips", load=load, features=lpips.features,
+                 distance=lpips.distance)
 
 
 def _classifier(workdir: str, layers, crop: int | None = None, *,
                 path: str) -> Network:
-  """`layers` name entries of the model's `out`; `crop` is its image size."""
+  """Makes a network of features from a trained classifier.
+
+  Args:
+    workdir: Directory of the classification run.
+    layers: Names of entries in the model's `out`.
+    crop: Size of the model's images, cut from the middle; None for all.
+    path: Path of these options in the config, for messages.
+  """
   classify, variables = pretrained.classifier(
       workdir, f"{path}.workdir", crop)
 
@@ -74,14 +89,15 @@ def _classifier(workdir: str, layers, crop: int | None = None, *,
     return [named[layer].astype(jnp.float32) for layer in layers]
 
   def distance(variables, a, b):
-    """Squared distance of unit vectors, the mean over places, all layers."""
+    """Sums over layers the mean squared distance of unit vectors."""
     total = 0.0
     for x, y in zip(features(variables, a), features(variables, b)):
       squared = jnp.sum((lpips.unit(x) - lpips.unit(y)) ** 2, axis=-1)
       total += squared.reshape(len(squared), -1).mean(axis=1)
     return total
 
-  return Network("classifier", lambda: variables, features, distance)
+  return Network(name="classifier", load=lambda: variables, features=features,
+                 distance=distance)
 
 
 _NETWORKS = {"lpips": _lpips, "classifier": _classifier}

@@ -1,7 +1,4 @@
-"""NeRF in the loop: what a run leaves, resuming, evaluating; N5, N6, N12, N14.
-
-N1, N2, ...: see test_rendering.py.
-"""
+"""NeRF in the training loop: results, resuming, its loss, its evaluators."""
 
 import json
 import pathlib
@@ -55,9 +52,10 @@ def scene(tmp_path_factory):
 
 
 def _config(scene, **changes):
-  """All there is, small: two fields, noise, an average, all evaluators.
+  """Returns a small config with every feature on.
 
-  The state is split over the devices, however small it is.
+  It has two fields, noise, an average of parameters and all evaluators, and its
+  state is split over the devices, however small it is.
   """
   config = ml_collections.ConfigDict()
   config.seed = 3
@@ -133,7 +131,7 @@ def test_a_run_leaves_numbers_pictures_and_films(finished):
 
 
 def test_the_first_losses_are_what_they_were(finished):
-  """As in tests/test_train.py: the message has the contents of the file."""
+  """On failure, the message has the new contents of the file."""
   losses = [row["training_loss"] for row in _rows(finished)[1:]]
   stored = json.loads((GOLDEN / "nerf.json").read_text())
   np.testing.assert_allclose(losses, stored, rtol=1e-4, err_msg=str(losses))
@@ -150,7 +148,7 @@ def test_stopped_and_continued_is_bit_identical(
       train_lib.train(_config(scene), str(tmp_path))
   train_lib.train(_config(scene), str(tmp_path))
   expected, got = _arrays(finished), _arrays(tmp_path)
-  # What is frozen, images and cameras, is not in it.
+  # Frozen images and cameras are not saved.
   assert {name.split("/")[0] for name in got} == {
       "params", "opt", "ema", "step"}
   assert set(expected) == set(got)
@@ -163,7 +161,7 @@ def test_stopped_and_continued_is_bit_identical(
     {}, pytest.param({"sharding_strategy": None}, marks=pytest.mark.slow)])
 def test_losses_do_not_depend_on_devices_or_sharding(
     scene, finished, tmp_path, monkeypatch, changes):
-  """One device, and (slow) copies on 8, are what 8 with parts of it are."""
+  """Compares a state split over 8 devices with one device and 8 copies."""
   some = jax.devices()[:8 if changes else 1]
   monkeypatch.setattr(jax, "devices", lambda *args: some)
   train_lib.train(_config(scene, total_steps=3, **changes), str(tmp_path))
@@ -184,7 +182,7 @@ def test_eval_only_measures_the_same(finished):
 # -- the task -----------------------------------------------------------------
 
 RAYS = np.arange(32, dtype=np.int32) * 20
-# One field and no optimizer: updates are gradients.
+# One field, no schedule and no average: updates are gradients.
 PLAIN = {"render.num_fine": 0, "optax_name": "identity", "lr": 1.0,
          "schedule": {}, "ema_decay": None}
 
@@ -196,7 +194,7 @@ def _init(built):
 
 
 def _stepper(config):
-  """(state, frozen, (rng, rays) -> (changed, measurements) of one update)."""
+  """Returns a state, frozen, and a function (rng, rays) that updates it."""
   built = build_lib.build(config)
   state, frozen = _init(built), built.task.frozen()
   update = drawn.jit(lambda state, frozen, rng, rays: built.task.update(
@@ -213,7 +211,7 @@ def plain(scene):
   return _stepper(_config(scene, **PLAIN))
 
 
-def test_n6_two_fields_of_one_kind_that_share_nothing(scene):
+def test_two_fields_of_one_kind_share_no_parameters(scene):
   built = build_lib.build(_config(
       scene, model={}, **{"render.num_coarse": 64, "render.num_fine": 128}))
   assert tree.num_elements(built.shapes["params"]) == 1_191_688
@@ -223,7 +221,7 @@ def test_n6_two_fields_of_one_kind_that_share_nothing(scene):
                        is_leaf=lambda s: hasattr(s, "shape"))))
       for name in ("coarse", "fine"))
   assert coarse == fine
-  # And they begin at different values.
+  # Their initial values differ.
   params = _init(build_lib.build(_config(scene)))["params"]
   for name, leaf in tree.flatten_with_names(params["coarse"]):
     if name.endswith("kernel"):
@@ -231,8 +229,8 @@ def test_n6_two_fields_of_one_kind_that_share_nothing(scene):
       assert (np.asarray(leaf) != np.asarray(other)).any(), name
 
 
-def test_rays_are_compared_with_their_pixels(scene):
-  """Nothing is seen by voxels without density, so the loss is known."""
+def test_the_loss_compares_rays_with_their_pixels(scene):
+  """Empty voxels render the background, so the loss is known."""
   config = _config(
       scene, model_name="proj.nerf.voxels", ema_decay=None, model={},
       render=dict(num_coarse=4, num_fine=0, last_interval="far"),
@@ -246,10 +244,10 @@ def test_rays_are_compared_with_their_pixels(scene):
       for ray in rays])
   np.testing.assert_allclose(
       measurements["training_loss"], np.mean((pixels - 1.0) ** 2), rtol=1e-3)
-  # Density grows where the cameras of these pixels see something, only there.
+  # Density grows where the cameras of these pixels see an object.
   moved = np.asarray(changed["params"]["coarse"]["density"]
                      - state["params"]["coarse"]["density"])[..., 0]
-  assert moved[2, 2, 2] > 0  # The middle of the ball.
+  assert moved[2, 2, 2] > 0  # The centre of the ball.
 
 
 def test_accumulated_gradients_are_means_over_parts(scene, plain):
@@ -296,18 +294,18 @@ def test_batches_are_every_ray_once_an_epoch(scene):
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"input.data": dict(name="bv:digits", split="train")}, "no scene"),
+    ({"input.data": dict(name="bv:digits", split="train")}, "scene"),
     ({"render.num_corse": 3}, "num_corse does not exist.*num_coarse"),
     ({"render.num_coarse": 2}, "config.render: num_coarse=2"),
     ({"render.near": 2}, "near is set by the program"),
     ({"model.widht": 3}, "widht.*width"),
     ({"ndc": True}, "config.ndc is True, but the scene is between 2 and 6")])
-def test_configs_that_cannot_be(scene, changes, message):
+def test_wrong_configs_are_named(scene, changes, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     build_lib.build(_config(scene, **changes))
 
 
-def test_rays_are_not_mixed(scene, tmp_path):
+def test_mixup_of_rays_is_an_error(scene, tmp_path):
   with pytest.raises(config_lib.ConfigError, match="config.mixup"):
     train_lib.train(_config(scene, mixup=dict(p=0.2)), str(tmp_path))
 
@@ -368,7 +366,7 @@ def test_psnr_is_the_mean_over_images_not_that_of_the_mean_error(
 @pytest.mark.parametrize("batch_size", [8, 56, 1000])
 def test_the_size_of_chunks_changes_nothing(
     scene, batch_sharding, measured, batch_size):
-  """144 rays; neither 56 nor 1,000 divide them."""
+  """A view has 144 rays, which neither 56 nor 1,000 divide."""
   again = dict(_evaluator(scene, batch_sharding, batch_size).run(STATE))
   assert set(again) == set(measured)
   for name, value in measured.items():
@@ -428,8 +426,8 @@ def test_a_film_has_its_frames_and_its_speed(scene, batch_sharding, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("model, lr, num_fine", [
     ("voxels", 0.3, 0), ("mlp", 1e-2, 8)])
-def test_a_ball_is_learnt(scene, tmp_path, model, lr, num_fine):
-  """What trains from poses and pixels is right from where it never was."""
+def test_a_ball_is_learned(scene, tmp_path, model, lr, num_fine):
+  """A field trained on some views predicts images and distances of others."""
   size = dict(size=16, bound=1.5) if model == "voxels" else dict(
       width=32, depth=3, point_frequencies=3, direction_frequencies=1)
   train_lib.train(_config(

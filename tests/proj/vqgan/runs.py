@@ -1,4 +1,4 @@
-"""What the loop does with a task, in short; and tiny configs of VQGAN."""
+"""Tiny configs of VQGAN, and a run of them without the training loop."""
 
 from big_vision import config as config_lib
 from big_vision import sharding
@@ -18,27 +18,40 @@ GAN = dict(start_steps=2, model=dict(width=4, depth=1),
 
 
 def config(**kw):
-  """A config of stage 1, changed."""
+  """Returns a config of stage 1 with some keys replaced."""
   return config_lib.Config({**STAGE1, **kw})
 
 
 def batch(step):
-  """Always the same images for a step."""
+  """Returns a batch that is a function of the step."""
   rng = np.random.default_rng(step)
   return {"image": rng.uniform(-1, 1, SHAPE).astype(np.float32),
           "label": rng.integers(0, 3, SHAPE[0]).astype(np.int32)}
 
 
+def make_info(mesh):
+  """Returns the `Info` of a run of 10 steps over these batches."""
+  return Info(
+      total_steps=10, batch_size=SHAPE[0], data_size=80, mesh=mesh,
+      batch_spec=jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch(0)))
+
+
+def make_task(make, config):
+  """Returns the task of a run on one device."""
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  with sharding.use(mesh, sharding.make_rules(mesh, None)):
+    return make(config, make_info(mesh))
+
+
 class Run:
-  """A state and its updates, on some of the simulated devices."""
+  """A task, its state and its updates, on some of the simulated devices."""
 
   def __init__(self, make_task, config, num_devices=1,
                strategy=sharding.DEFAULT_STRATEGY):
     self.mesh = sharding.make_mesh(devices=jax.devices()[:num_devices])
     self.rules = sharding.make_rules(self.mesh, None)
-    spec = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch(0))
-    info = Info(10, SHAPE[0], 80, spec, self.mesh)
+    info = make_info(self.mesh)
     rng = jax.random.key(0)
     with sharding.use(self.mesh, self.rules):
       self.task = make_task(config, info)
@@ -50,7 +63,7 @@ class Run:
       self.update = state_lib.make_update(self.task, rng, shardings, self.mesh)
 
   def steps(self, num_steps):
-    """(state, measurements) on the host after each of so many updates."""
+    """Takes `num_steps` updates; returns (state, measurements) after each."""
     found = []
     for _ in range(num_steps):
       step = int(self.state["step"])

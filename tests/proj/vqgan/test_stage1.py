@@ -1,8 +1,9 @@
-"""Stage 1; mistakes Q4, Q5, Q6, Q7 and Q9 of systems.md, resuming, devices."""
+"""Stage 1: gradients, phases, shards and devices, resuming, wrong configs."""
 
 import functools
 
 from big_vision import config as config_lib
+from big_vision import task as task_lib
 from big_vision import tree
 from big_vision.proj.vqgan import autoencoder
 from big_vision.proj.vqgan import discriminator
@@ -22,7 +23,7 @@ EMA = dict(runs.STAGE1["model"], mults=(1,),
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compilation():
-  """Steps that run a few times: compiling them is what takes time."""
+  """These steps run a few times only, so fast compilation saves time."""
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
@@ -34,22 +35,25 @@ def _assert_same(a, b, assertion=np.testing.assert_array_equal):
     assertion(x, y, err_msg=name)
 
 
-# Gradients at once: with this optimizer and lr, old - new is the gradient.
+# With this optimizer and learning rate, old - new is the gradient.
 _PLAIN = dict(optax_name="big_vision.sgd", optax={}, lr=1.0)
 
 
 @pytest.fixture(scope="module")
 def plain():
-  """States and measurements of 3 updates; the discriminator's first is last."""
+  """States and measurements around 3 updates.
+
+  The discriminator takes part in the last one only.
+  """
   gan = dict(runs.GAN, optimizer=_PLAIN, weight=0.5)
   run = runs.Run(stage1.make_task, runs.config(gan=gan, **_PLAIN, lr_mults=[
-      # Small steps, but for what is compared.
+      # A factor that the oracle must reproduce.
       ("encoder/.*|quant_conv/.*", 0.5), (".*", 1.0)]))
   start = jax.device_get(run.state), None
   return [start, *run.steps(3)]
 
 
-def test_q5_before_its_start_the_discriminator_is_not_there(plain):
+def test_the_discriminator_takes_no_part_before_its_start(plain):
   for (old, _), (new, measured) in zip(plain[:2], plain[1:3]):
     _assert_same(old["disc"], new["disc"])
     assert "training_adaptive_weight" not in measured
@@ -62,8 +66,8 @@ def test_q5_before_its_start_the_discriminator_is_not_there(plain):
       jax.tree.leaves(old), jax.tree.leaves(new)))
 
 
-def test_q4_q6_gradients_are_those_of_the_whole_losses(plain):
-  """The oracle differentiates each loss by itself, with all parameters."""
+def test_gradients_are_those_of_the_whole_losses(plain):
+  """The oracle differentiates each loss separately, for all parameters."""
   (old, _), (new, measured) = plain[2:]
   model = autoencoder.Model(channels=1, **runs.STAGE1["model"])
   disc = discriminator.Model(**runs.GAN["model"])
@@ -115,14 +119,14 @@ def test_q4_q6_gradients_are_those_of_the_whole_losses(plain):
                close)
 
 
-def test_q7_the_discriminator_has_parameters_only(plain):
+def test_the_discriminator_has_no_statistics(plain):
   assert set(plain[0][0]) == {"params", "opt", "disc", "step"}
   assert set(plain[0][0]["disc"]) == {"params", "opt"}
 
 
 @pytest.fixture(scope="module")
 def whole():
-  """5 updates with all there is, on 8 devices, the state split."""
+  """A run with every feature on, its state split over 8 devices."""
   return runs.Run(stage1.make_task, _everything(), 8, _FSDP)
 
 
@@ -148,7 +152,7 @@ def test_continued_is_bit_identical_on_8_devices(whole, tmp_path):
   _assert_same(whole.steps(2), wanted)
 
 
-def test_evaluation_sees_the_average_and_its_twin(whole):
+def test_every_predict_function_has_a_twin_for_the_average(whole):
   task, state = whole.task, jax.device_get(whole.state)
   assert set(task.predict_fns) == {
       f"{name}{twin}" for name in ("reconstruct", "loss", "judge")
@@ -162,14 +166,14 @@ def test_evaluation_sees_the_average_and_its_twin(whole):
 
 @pytest.fixture(scope="module")
 def single():
-  """2 updates of a learning codebook, whole and on one device."""
+  """2 updates of a codebook of running means, on one device."""
   return runs.Run(stage1.make_task, runs.config(model=EMA, **_PLAIN)).steps(2)
 
 
 _close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 
 
-def test_q9_codebooks_are_the_same_on_1_and_8_devices(single):
+def test_codebooks_are_the_same_on_1_and_8_devices(single):
   many = runs.Run(
       stage1.make_task, runs.config(model=EMA, **_PLAIN), 8).steps(2)
   for one, eight in zip(single, many):
@@ -178,15 +182,15 @@ def test_q9_codebooks_are_the_same_on_1_and_8_devices(single):
   assert np.abs(first - last).max() > 1e-3
 
 
-def test_accumulated_parts_are_the_whole_batch(single):
+def test_accumulation_over_parts_equals_the_whole_batch(single):
   parts = runs.Run(stage1.make_task, runs.config(
       model=EMA, grad_accum_steps=2, **_PLAIN)).steps(2)
   for one, two in zip(single, parts):
     _assert_same(one, two, _close)
 
 
-def test_equal_parts_against_the_discriminator_are_the_whole(monkeypatch):
-  """Every part has its own adaptive weight: here they are the same."""
+def test_accumulation_with_a_discriminator_over_equal_parts(monkeypatch):
+  """Each part has its own adaptive weight; with equal parts they are equal."""
   alone = runs.batch
   monkeypatch.setattr(runs, "batch", lambda step: jax.tree.map(
       lambda x: np.repeat(x[:4], 2, axis=0), alone(step)))
@@ -198,7 +202,7 @@ def test_equal_parts_against_the_discriminator_are_the_whole(monkeypatch):
   _assert_same(one, two, _close)
 
 
-def test_bfloat16_is_near_and_keeps_its_state_in_float32():
+def test_bfloat16_agrees_and_keeps_its_state_in_float32():
   changes = dict(lr=1e-3)
   gan = dict(runs.GAN, start_steps=0)
   half = dict(dtype_mm="bfloat16")
@@ -215,12 +219,58 @@ def test_bfloat16_is_near_and_keeps_its_state_in_float32():
         [state["params"], state["disc"]["params"]])} == {np.dtype(np.float32)}
 
 
+@pytest.mark.parametrize("start, first_steps", [
+    (0, [0]), (4, [0, 4]), (9, [0, 9]), (10, [0]), (1000, [0])])
+def test_phases_agree_with_static_at_every_step(start, first_steps):
+  task = runs.make_task(stage1.make_task, runs.config(
+      gan=dict(runs.GAN, start_steps=start), ema_decay=0.9))
+  phases = task.phases(10)
+  assert [phase.first_step for phase in phases] == first_steps
+  for step in range(10):
+    phase = [phase for phase in phases if phase.first_step <= step][-1]
+    assert phase.static == task.static(step) == {
+        "adversarial_now": step >= start}
+
+
+def test_a_run_without_a_discriminator_has_one_phase():
+  task = runs.make_task(stage1.make_task, runs.config())
+  assert task.phases(10) == (task_lib.Phase(first_step=0, static={}),)
+  assert task.static(0) == task.static(9) == {}
+
+
+def test_gradient_norms_are_of_both_networks(plain):
+  (old, _), (new, measured) = plain[2:]
+  gradients = [x / (0.5 if name.startswith(("encoder", "quant_conv")) else 1)
+               for name, x in tree.flatten_with_names(jax.tree.map(
+                   np.subtract, old["params"], new["params"]))]
+  gradients += jax.tree.leaves(jax.tree.map(
+      np.subtract, old["disc"]["params"], new["disc"]["params"]))
+  np.testing.assert_allclose(
+      measured["l2_grads"], np.sqrt(sum(np.sum(x ** 2) for x in gradients)),
+      rtol=1e-3)
+  np.testing.assert_allclose(measured["l2_params"], np.sqrt(sum(
+      np.sum(x ** 2) for x in jax.tree.leaves(new["params"]))), rtol=1e-5)
+
+
+def test_a_discriminator_without_a_finite_gradient_stops_both(monkeypatch):
+  """Its loss is finite, and so are all values of the autoencoder."""
+  monkeypatch.setitem(
+      stage1.adversarial.DISCRIMINATOR_LOSSES, "hinge",
+      lambda real, fake: jnp.sqrt(jnp.sum(0 * real) + jnp.sum(0 * fake)))
+  gan = dict(runs.GAN, start_steps=0, optimizer=_PLAIN)
+  run = runs.Run(stage1.make_task, runs.config(gan=gan, **_PLAIN))
+  before = jax.device_get(run.state)
+  with pytest.raises(AssertionError):
+    run.steps(1)
+  _assert_same(jax.device_get(run.state), before)
+
+
 @pytest.mark.parametrize("changes, message", [
     (dict(gan=dict(runs.GAN, loss="hinges")), "gan.loss is 'hinges'"),
     (dict(model=dict(widht=3)), "config.model.widht does not exist.*'width'"),
     (dict(perceptual=dict(name="vgg")), r"perceptual.name is 'vgg'.*lpips"),
     (dict(perceptual=dict(name="classifier", workdir="none", layers=[])),
      "workdir='none' is not a run's workdir: it has no config.json")])
-def test_wrong_configs_are_errors_that_help(changes, message):
+def test_wrong_configs_are_named(changes, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     runs.Run(stage1.make_task, runs.config(**changes))

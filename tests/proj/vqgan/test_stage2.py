@@ -1,4 +1,4 @@
-"""Stage 2's step by itself: pkeep, accumulation, shards, bfloat16."""
+"""Stage 2's step alone: pkeep, accumulation, shards, sampling, bfloat16."""
 
 import functools
 
@@ -21,7 +21,7 @@ CONFIG = dict(
 
 @pytest.fixture(scope="module", autouse=True)
 def _stage1():
-  """An autoencoder with random parameters as the finished one: 4 x 4 codes."""
+  """Replaces the trained autoencoder by a random one with 4 x 4 codes."""
   model = autoencoder.Model(channels=1, **runs.STAGE1["model"])
   variables = jax.device_get(
       jax.jit(model.init)(jax.random.key(1), runs.batch(0)["image"]))
@@ -38,7 +38,7 @@ def _run(*where, **kw):
 
 
 class _Parrot(nn.Module):
-  """Says what it sees, and is sure: each code it sees wrongly costs 50 nats."""
+  """Predicts the codes it sees; each one that was replaced costs 50 nats."""
   num_codes: int
   num_places: int
   num_classes: int = 0
@@ -50,8 +50,8 @@ class _Parrot(nn.Module):
 
 
 @pytest.mark.parametrize("pkeep", [1.0, 0.75, 0.0])
-def test_pkeep_is_the_share_that_is_seen_in_training(pkeep, monkeypatch):
-  """What is drawn instead may be the right code, with 1 / NUM_CODES."""
+def test_pkeep_is_the_share_of_codes_seen_in_training(pkeep, monkeypatch):
+  """A random code equals the replaced one with probability 1 / NUM_CODES."""
   monkeypatch.setattr(stage2.gpt, "Model", _Parrot)
   images = runs.batch(0)
   monkeypatch.setattr(runs, "batch", lambda step: images)
@@ -62,8 +62,8 @@ def test_pkeep_is_the_share_that_is_seen_in_training(pkeep, monkeypatch):
   error = 4 * 50 * np.sqrt(wrong * (1 - wrong) / num_codes)
   np.testing.assert_allclose(np.mean(losses), 50 * wrong, atol=error + 1e-5)
   if pkeep < 1:
-    assert len(np.unique(losses)) > 1  # Drawn anew in each step.
-  # Evaluation sees the image's own codes.
+    assert len(np.unique(losses)) > 1  # Every step draws again.
+  # Evaluation replaces no codes.
   predicted = run.task.predict_fns["nll"](
       {**jax.device_get(run.state), "frozen": jax.device_get(run.frozen)},
       images)
@@ -79,7 +79,7 @@ def whole():
     ((), dict(grad_accum_steps=2)),
     ((8, ((".*", "fsdp(axis='data', min_size_to_shard_mb=0)"),)), {}),
 ])
-def test_parts_and_shards_are_the_whole_batch(whole, where, changes):
+def test_accumulation_and_shards_equal_the_whole_batch(whole, where, changes):
   run = _run(*where, **changes)
   if where:
     axes = {axis for leaf in jax.tree.leaves(run.shapes)
@@ -108,7 +108,7 @@ def test_sample_draws_from_its_key_alone():
     sample(state, runs.batch(0))
 
 
-def test_bfloat16_is_near_and_keeps_its_state_in_float32(whole):
+def test_bfloat16_agrees_and_keeps_its_state_in_float32(whole):
   run = _run(model=dict(CONFIG["model"], dtype_mm="bfloat16"))
   for (state, measured), (_, wanted) in zip(run.steps(2), whole):
     np.testing.assert_allclose(
