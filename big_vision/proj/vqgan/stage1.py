@@ -3,7 +3,7 @@
 Source: arXiv:2012.09841; the README lists differences from the released code.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -99,6 +99,23 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
         **{f"training_{name}": value for name, value in measurements.items()},
         **norms}
 
+  task = Task(
+      init=init, update=update, frozen=reconstruction_loss.load,
+      predict_fns=_make_predict_fns(
+          model, collections, reconstruction_loss, adversary))
+  if adversary is not None:
+    task = task._replace(
+        sched_fns={f"disc/{name}": fn
+                   for name, fn in adversary.optimizer.sched_fns.items()},
+        static=adversary.static, phases=adversary.phases)
+  return learner.finish(task)
+
+
+def _make_predict_fns(
+    model: autoencoder.Model, collections: Sequence[str],
+    reconstruction_loss: "_ReconstructionLoss", adversary: "_Adversary | None"
+) -> dict[str, Callable]:
+  """Makes `Task.predict_fns`; "judge" exists only if there is an adversary."""
   def reconstruct(state, batch, *, rng=None):
     """{"image" float32[b, h, w, c], "codes" int32[b, ...], "num_codes"}."""
     del rng  # Deterministic.
@@ -108,6 +125,7 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
             "num_codes": jnp.full(len(image), model.num_codes)}
 
   def loss(state, batch, *, rng=None):
+    """{"l1", "perceptual_<network>"}: float32[b], without weights."""
     return reconstruction_loss.terms(
         state["frozen"], batch["image"],
         reconstruct(state, batch, rng=rng)["image"])
@@ -119,17 +137,8 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
                 ("real", batch["image"]),
                 ("fake", reconstruct(state, batch, rng=rng)["image"]))}
 
-  task = Task(
-      init=init, update=update,
-      predict_fns={"reconstruct": reconstruct, "loss": loss},
-      frozen=reconstruction_loss.load)
-  if adversary is not None:
-    task = task._replace(
-        predict_fns={**task.predict_fns, "judge": judge},
-        sched_fns={f"disc/{name}": fn
-                   for name, fn in adversary.optimizer.sched_fns.items()},
-        static=adversary.static, phases=adversary.phases)
-  return learner.finish(task)
+  predict_fns = {"reconstruct": reconstruct, "loss": loss}
+  return predict_fns if adversary is None else predict_fns | {"judge": judge}
 
 
 def _infer_variables(module, info: Info) -> dict[str, Any]:
