@@ -38,7 +38,7 @@ def make(
   group and by -1. Regexes match whole names, and the first match counts.
   `wd_mults` defaults to 1 for ".*/kernel" and 0 for all others. A group whose
   schedule is None is frozen: its updates are exactly 0, without weight decay,
-  it has no optimizer state and no part in the global norm.
+  it has no optimizer state, and its gradients do not count in the global norm.
 
   Args:
     config: Reads optax_name, optax, lr, lr_mults, wd, wd_mults, schedule,

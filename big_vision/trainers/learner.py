@@ -99,7 +99,7 @@ class Learner:
 
     Args:
       value_and_grad: (params, batch, rng) -> ((loss, aux), grads), where `aux`
-        is (measurements, changed): what to log, {name: float[]}, and the
+        is (measurements, changed): values to log, {name: float[]}, and the
         entries of the state that the forward pass changed.
       params: Parameters before the step.
       opt: Optimizer's state before the step.

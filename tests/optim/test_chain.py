@@ -124,7 +124,7 @@ def test_equals_adamw_with_decay_over_lr():
                ours, theirs)
 
 
-def test_frozen_parameters_have_no_state_and_no_part_in_the_norm():
+def test_frozen_parameters_have_no_state_and_do_not_count_in_the_norm():
   params = _params()
   config = _config(optax_name="big_vision.sgd", wd=1., grad_clip_norm=1., lr=1.,
                    schedule=[("head/.*", None), (".*", {})])

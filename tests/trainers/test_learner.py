@@ -57,7 +57,7 @@ def test_a_step_by_hand(grad_accum_steps):
     np.testing.assert_allclose(measured[name], value, rtol=1e-6, err_msg=name)
 
 
-def test_frozen_parameters_stay_and_have_no_part_in_the_norm():
+def test_frozen_parameters_stay_and_do_not_count_in_the_norm():
   learner = _make(schedule=[("head/.*", None), (".*", {})])
   changed, measured = _step(learner)
   np.testing.assert_array_equal(

@@ -106,7 +106,7 @@ class _Renderer(NamedTuple):
             for name, rng_field in zip(self.names, jax.random.split(rng, 2))}
 
   def render(self, params, rays, rng=None):
-    """Returns {name: what `rendering.render` returns for a field}."""
+    """Renders rays with all fields; returns {name: {"rgb", ...}}."""
     def bind(name):
       return lambda *args: self.field.apply({"params": params[name]}, *args)
     return rendering.render(

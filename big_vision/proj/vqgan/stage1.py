@@ -342,7 +342,7 @@ def load(workdir: str, channels: int, where: str
   """Reads the autoencoder of a finished run of stage 1, and its variables.
 
   Args:
-    workdir: Directory of that run.
+    workdir: Directory of the finished run.
     channels: Number of channels of the images that it will be used for.
     where: Path of the config key that named the workdir, for messages.
 
