@@ -175,7 +175,7 @@ class Session:
         step, state, row, self._interrupts.exit_code(step))
 
   def roll_back(self, error: state_lib.NonFiniteError) -> Rollback:
-    """Returns how to go on after `error`; raises it if that is not allowed."""
+    """Returns how to go on after `error`; raises it if no rollback is left."""
     if self._num_rollbacks >= self._options.max_rollbacks:
       raise error
     step, *_ = self._unchecked
