@@ -24,7 +24,7 @@ from big_vision import sharding
 from big_vision.configs import bit_i1k
 from big_vision.configs import mlp_mixer_i1k
 from big_vision.configs import vit_i1k
-from big_vision.datasets import tfds_source
+from big_vision.datasets.tfds import declared
 from big_vision.tools import plan
 
 TOPOLOGY = "v5e:4x4"
@@ -93,7 +93,7 @@ def main():
         "| activations, MiB | peak, MiB | GB over the links |\n"
         "|---|---|---|---|---|---|---|---|")
   reasons = {}
-  with tfds_source.declared_if_missing():
+  with declared.declared_if_missing():
     for model in args.models:
       for preset in sharding.PRESETS:
         text, reasons[model, preset] = row(model, preset, hardware)

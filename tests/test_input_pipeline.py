@@ -7,6 +7,7 @@ from big_vision import config as config_lib
 from big_vision import input_pipeline
 from big_vision import sharding
 from big_vision.datasets import core
+from big_vision.datasets import registry
 import jax
 import numpy as np
 from PIL import Image
@@ -21,7 +22,7 @@ def _sharding(axes=(("data", -1),), devices=None, batch="data"):
 
 
 def _npz(path, n, start=0):
-  """A source whose example i is {"x": [start + i] * 2}."""
+  """Writes a source whose example i is {"x": [start + i] * 2}."""
   fname = str(path / f"{start}.npz")
   values = np.arange(start, start + n, dtype=np.int32)
   np.savez(fname, x=np.stack([values, values], 1))
@@ -43,7 +44,7 @@ def _ids(batches):
   return [int(row[0]) for batch in batches for row in batch]
 
 
-def test_every_example_once_an_epoch_in_another_order(tmp_path):
+def test_each_epoch_has_every_example_once_in_its_own_order(tmp_path):
   pipeline = _training(_npz(tmp_path, 24))
   assert pipeline.data_size == 24
   assert pipeline.batch_spec == {"x": jax.ShapeDtypeStruct((8, 2), np.int32)}
@@ -55,13 +56,13 @@ def test_every_example_once_an_epoch_in_another_order(tmp_path):
   assert _ids(_take(_training(_npz(tmp_path, 24), seed=1), 3)) != epochs[0]
 
 
-def test_epochs_do_not_need_to_be_whole_batches(tmp_path):
+def test_an_epoch_may_end_within_a_batch(tmp_path):
   ids = _ids(_take(_training(_npz(tmp_path, 11)), 11))
   for i in range(8):
     assert sorted(ids[11 * i:11 * (i + 1)]) == list(range(11))
 
 
-def test_batch_n_is_the_same_wherever_one_starts(tmp_path):
+def test_a_batch_does_not_depend_on_the_first_batch(tmp_path):
   data = _npz(tmp_path, 50)
   everything = _take(_training(data), 10)
   for first in (1, 7):
@@ -69,7 +70,7 @@ def test_batch_n_is_the_same_wherever_one_starts(tmp_path):
       np.testing.assert_array_equal(a, b)
 
 
-def test_starting_late_costs_nothing(tmp_path):
+def test_starting_late_is_free(tmp_path):
   pipeline = _training(_npz(tmp_path, 50))
   start = time.monotonic()
   _take(pipeline, 1)
@@ -108,7 +109,7 @@ def test_any_mesh_gets_the_same_batches(tmp_path, where):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_any_number_of_hosts_gets_the_same_batches(
     tmp_path, monkeypatch, hosts):
-  """Each host makes the rows its devices need; together they are the batch."""
+  """Each host makes its devices' rows; joined they are the batch."""
   data, devices = _npz(tmp_path, 30), jax.devices()
   expected = _take(_training(data), 2)
   where = _sharding()
@@ -134,9 +135,9 @@ class _Numbers(core.IndexSource):
     return f"number {index}"
 
 
-def test_batches_of_indices_are_what_one_by_one_gives(monkeypatch):
-  """Made at once where nothing is to be preprocessed, else like any others."""
-  monkeypatch.setattr(core, "open_source", lambda name: _Numbers(30, name))
+def test_indices_made_in_batches_equal_indices_made_singly(monkeypatch):
+  """Without preprocessing a batch of indices is made at once."""
+  monkeypatch.setattr(registry, "open_source", lambda name: _Numbers(30, name))
   at_once = _training(dict(name="ray"), pp="")
   assert at_once.batch_spec == {"ray": jax.ShapeDtypeStruct((8,), np.int32)}
   for where in (_sharding(), _sharding(devices=jax.devices()[:2])):
@@ -152,7 +153,7 @@ def test_batches_of_indices_are_what_one_by_one_gives(monkeypatch):
   np.testing.assert_array_equal(np.ravel(_take(cached, 15, key="ray")), ids)
 
 
-def test_mixtures_have_their_weights_and_cover_every_source(tmp_path):
+def test_mixtures_keep_their_weights_and_cover_every_source(tmp_path):
   blocks = {"a": dict(data=_npz(tmp_path, 30), pp="keep('x')"),
             "b": dict(data=_npz(tmp_path, 7, start=100), pp="keep('x')")}
   make = lambda: input_pipeline.make_training(
@@ -160,9 +161,9 @@ def test_mixtures_have_their_weights_and_cover_every_source(tmp_path):
   assert make().data_size == 37
   ids = np.asarray(_ids(_take(make(), 25)))  # One block of 10,000.
   assert (ids < 100).sum() == 7500
-  # Not in runs: in 400 examples about a quarter are of b.
+  # The sources alternate: in 400 examples about a quarter are from b.
   assert 60 < (ids[:400] >= 100).sum() < 140
-  # Over the block, each source went through all of its epochs.
+  # Over the block, each source goes through all of its epochs.
   counts = np.bincount(ids[ids < 100])
   assert set(counts) == {250}
   counts = np.bincount(ids[ids >= 100] - 100)
@@ -172,13 +173,65 @@ def test_mixtures_have_their_weights_and_cover_every_source(tmp_path):
       np.concatenate([ids[-400:], _ids(_take(make(), 1, first=25))]))
 
 
+def test_the_order_is_what_it_was(tmp_path):
+  """Committed orders: a change would alter every run that is resumed."""
+  plain = _ids(_take(_training(_npz(tmp_path, 24)), 3))
+  assert plain == [
+      15, 12, 2, 21, 6, 13, 4, 20, 18, 10, 3, 8, 1, 14, 9, 19, 0, 7, 16, 17, 5,
+      23, 22, 11]
+  blocks = {"a": dict(data=_npz(tmp_path, 30), pp="keep('x')"),
+            "b": dict(data=_npz(tmp_path, 7, start=100), pp="keep('x')")}
+  mixture = input_pipeline.make_training(
+      dict(data={"a": 3, "b": 1}, batch_size=400, **blocks), seed=3)
+  batch, = _take(mixture, 1)
+  assert batch[:16, 0].tolist() == [
+      16, 25, 11, 20, 102, 29, 6, 29, 11, 5, 7, 28, 2, 3, 10, 104]
+  # Batch 25 is the first one of the second block.
+  batch, = _take(mixture, 1, first=25)
+  assert batch[:16, 0].tolist() == [
+      9, 103, 27, 13, 103, 28, 106, 14, 13, 100, 11, 1, 2, 9, 3, 28]
+
+
+def test_a_mixture_reaches_every_example_of_a_source_larger_than_a_block(
+    tmp_path):
+  """A block must start where the one before it ended within each source."""
+  blocks = {"a": dict(data=_npz(tmp_path, 20_000), pp="keep('x')"),
+            "b": dict(data=_npz(tmp_path, 8, start=10**6), pp="keep('x')")}
+  pipeline = input_pipeline.make_training(
+      dict(data={"a": 1, "b": 1}, batch_size=5_000, **blocks), seed=0)
+  where = _sharding(devices=jax.devices()[:1])
+  ids = np.concatenate(_take(pipeline, 8, where=where))[:, 0]
+  assert sorted(ids[ids < 20_000]) == list(range(20_000))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_random_ops_draw_anew_in_each_epoch(tmp_path, mixed):
+  """Seeds that repeat with the epoch would show each example in one form."""
+  fname = tmp_path / "flips.npz"
+  np.savez(fname, x=np.asarray([[[[0], [1]]]] * 8, np.uint8),
+           id=np.arange(8, dtype=np.int32))
+  data = dict(name="bv:npz", fname=str(fname))
+  pp = "flip_lr(key='x')|keep('x', 'id')"
+  if mixed:
+    pipeline = _training({"a": 1}, a=dict(data=data, pp=pp))
+  else:
+    pipeline = _training(data, pp=pp)
+  flips = {i: set() for i in range(8)}
+  with pipeline.start(0, _sharding()) as batches:
+    for batch in itertools.islice(batches, 16):
+      for i, x in zip(np.asarray(batch["id"]), np.asarray(batch["x"])):
+        flips[int(i)].add(int(x[0, 0, 0]))
+  # All of 16 fair coins are alike with probability 2**-15.
+  assert all(found == {0, 1} for found in flips.values()), flips
+
+
 @pytest.mark.parametrize("changes, message", [
     (dict(data={"a": 1, "b": 0}), "must be positive"),
     (dict(data={"a": 1, "b": 1e-6}), "never gets a turn"),
     (dict(b=dict(pp="copy('x', 'y')|keep('y')")), "different"),
     (dict(batch_size="8"), "'8'"),
     (dict(a=dict(pp="nope")), "'nope'")])
-def test_mistakes_in_a_mixture(tmp_path, changes, message):
+def test_mistakes_in_a_mixture_are_named(tmp_path, changes, message):
   config = dict(data={"a": 1, "b": 1}, batch_size=8,
                 a=dict(pp="keep('x')"), b=dict(pp="keep('x')"))
   config |= changes
@@ -188,7 +241,7 @@ def test_mistakes_in_a_mixture(tmp_path, changes, message):
     input_pipeline.make_training(config, seed=0)
 
 
-def test_batch_sizes_that_do_not_divide(tmp_path):
+def test_a_batch_size_that_does_not_divide_is_refused(tmp_path):
   with pytest.raises(config_lib.ConfigError, match=r"12.*8 shards.*\[8, 16\]"):
     _training(_npz(tmp_path, 30), batch_size=12).start(0, _sharding())
 
@@ -197,14 +250,15 @@ def test_batch_sizes_that_do_not_divide(tmp_path):
     (dict(x=["a", "b"]), "", "'x'.*only numbers"),
     (dict(x=[1, 2]), "lookup_missing", "lookup_missing"),
     (dict(x=[1, 2]), "decode", "does not suit.*'decode'")])
-def test_what_cannot_be_batched_is_named(tmp_path, arrays, pp, message):
+def test_entries_that_cannot_be_batched_are_named(
+    tmp_path, arrays, pp, message):
   fname = str(tmp_path / "data.npz")
   np.savez(fname, **{k: np.asarray(v) for k, v in arrays.items()})
   with pytest.raises(config_lib.ConfigError, match=message):
     _training(dict(name="bv:npz", fname=fname), pp=pp)
 
 
-def test_types_are_jax_s_and_nothing_overflows(tmp_path):
+def test_types_are_narrowed_to_jax_types_without_overflow(tmp_path):
   fname = str(tmp_path / "data.npz")
   np.savez(fname, i=np.asarray([2 ** 31 - 1, -2 ** 31]),
            f=np.asarray([.5, .25]), u=np.asarray([1, 2], np.uint8))
@@ -216,7 +270,7 @@ def test_types_are_jax_s_and_nothing_overflows(tmp_path):
     _take(_training(dict(name="bv:npz", fname=fname), pp=""), 1, key="i")
 
 
-# -- damage ------------------------------------------------------------------
+# -- damaged examples --------------------------------------------------------
 
 
 def _folder(path, damaged=()):
@@ -233,14 +287,14 @@ def _folder(path, damaged=()):
 PP = "decode|resize(2)|keep('image')"
 
 
-def test_damage_is_named_with_its_file(tmp_path):
+def test_a_damaged_example_is_named_with_its_file(tmp_path):
   data = _folder(tmp_path, damaged=range(40))
   with pytest.raises(input_pipeline.DataError,
                      match=r"\d\d.png.*(?s:.*)skip_err"):
     _take(_training(data, pp=PP), 1, key="image")
 
 
-def test_damage_is_replaced_counted_and_named(tmp_path, capsys):
+def test_damaged_examples_are_replaced_counted_and_named(tmp_path, capsys):
   damaged = {3, 8, 17, 30}
   data = _folder(tmp_path, damaged)
   make = lambda: _training(data, pp=PP, skip_errors=True)
@@ -252,20 +306,20 @@ def test_damage_is_replaced_counted_and_named(tmp_path, capsys):
   seen = set(np.concatenate(ids))
   assert not seen & damaged and len(seen) >= 28
   assert "Skipped a damaged example" in printed and ".png" in printed
-  # The same wherever one starts and on whatever devices.
+  # Neither the first batch nor the devices change the substitutes.
   where = _sharding(devices=jax.devices()[:2])
   for a, b in zip(_take(make(), 4, 8, where, key="image"), ids[8:]):
     np.testing.assert_array_equal(a[:, 0, 0, 0], b)
 
 
-def test_too_much_damage_in_a_row_stops(tmp_path):
+def test_too_many_damaged_examples_in_a_row_stop(tmp_path):
   data = _folder(tmp_path, damaged=range(40))
   with pytest.raises(input_pipeline.DataError, match=".png"):
     _take(_training(data, pp=PP, skip_errors=True), 1, key="image")
 
 
-def test_damage_in_evaluation_is_masked(tmp_path):
-  # Splits of its own, so that none of the damaged ones is held out.
+def test_damaged_examples_are_masked_in_evaluation(tmp_path):
+  # The splits are folders, so that no damaged example is held out.
   (tmp_path / "other").mkdir()
   _folder(tmp_path / "other")
   data = _folder(tmp_path, damaged={3, 8})
@@ -285,7 +339,7 @@ def test_damage_in_evaluation_is_masked(tmp_path):
   assert not {3, 8} & set(whole)
 
 
-# -- records that can only be read in order ----------------------------------
+# -- streams -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +366,7 @@ def tfrecords(tmp_path_factory):
   return dict(name="counted", split="train", data_dir=directory)
 
 
-def test_streams_keep_the_promise(tfrecords):
+def test_streams_give_the_same_batches_wherever_they_start(tfrecords):
   make = lambda: _training(tfrecords, shuffle_buffer_size=10)
   everything = _take(make(), 15)
   ids = _ids(everything)
@@ -326,7 +380,7 @@ def test_streams_keep_the_promise(tfrecords):
   assert sorted(_ids(_take(cached, 15))[:30]) == list(range(30))
 
 
-def test_streams_are_evaluated_whole(tfrecords):
+def test_streams_are_evaluated_completely(tfrecords):
   pipeline = input_pipeline.make_evaluation(
       tfrecords, "keep('x')", 16, sharding=_sharding())
   rows = [(int(x[0]), int(m)) for batch in pipeline for x, m in zip(
@@ -334,7 +388,7 @@ def test_streams_are_evaluated_whole(tfrecords):
   assert sorted(x for x, m in rows if m) == list(range(30)) and len(rows) == 32
 
 
-def test_streams_cannot_replace_damage(tfrecords):
+def test_streams_cannot_replace_damaged_examples(tfrecords):
   with pytest.raises(config_lib.ConfigError, match="prepare_dataset counted"):
     _training(tfrecords, skip_errors=True)
 
@@ -348,7 +402,7 @@ def test_evaluation_pads_and_masks(tmp_path, n):
       _npz(tmp_path, n), "keep('x')", 8, sharding=_sharding())
   assert len(pipeline) == -(-n // 8) and pipeline.num_examples == n
   assert pipeline.batch_spec["_mask"].shape == (8,)
-  for _ in range(2):  # Any number of times.
+  for _ in range(2):  # It can be iterated repeatedly.
     batches = list(pipeline)
     assert len(batches) == len(pipeline)
     values = np.concatenate([np.asarray(b["x"]) for b in batches])[:, 0]
@@ -364,14 +418,14 @@ def test_random_ops_are_refused_in_evaluation(tmp_path):
         sharding=_sharding())
 
 
-# -- the thread --------------------------------------------------------------
+# -- the background thread ---------------------------------------------------
 
 
-def test_closing_ends_the_thread_and_waiting_is_measured(tmp_path):
+def test_closing_ends_the_thread_and_waits_are_measured(tmp_path):
   batches = _training(_npz(tmp_path, 30)).start(0, _sharding(), prefetch=1)
   next(batches)
   assert batches.wait_s > 0 and batches.first_batch == 0
-  time.sleep(0.2)  # It is now blocked, its queue full.
+  time.sleep(0.2)  # The thread now waits, because its queue is full.
   batches.close()
   batches.close()
   assert not batches._thread.is_alive()

@@ -1,1 +1,1 @@
-"""Data sources: how examples are stored and found; `core.open_source` opens."""
+"""Data sources: how examples are stored; `registry` opens one by name."""

@@ -7,6 +7,8 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import memory
+from big_vision.datasets import slicing
 
 
 def digits(split: str) -> core.Source:
@@ -36,7 +38,7 @@ def digits(split: str) -> core.Source:
   rows = np.sort(rows[split])
   arrays = {"image": data.images[rows].astype(np.uint8)[..., None],
             "label": data.target[rows].astype(np.int64)}
-  return core.ArraySource(
+  return memory.ArraySource(
       arrays, lambda index: f"scikit-learn's digits record {rows[index]}",
       num_classes=10, class_names=[str(name) for name in data.target_names])
 
@@ -82,7 +84,7 @@ def photographs(split: str, size: int = 64) -> core.Source:
         f"bv:photographs(split={split!r}, size={size}): there are "
         f"{len(pieces)} pieces of that size, in the splits {sorted(rows)}.")
   rows = np.sort(rows[split])
-  return core.ArraySource(
+  return memory.ArraySource(
       {"image": np.stack([pieces[row] for row in rows])},
       lambda index: f"piece {rows[index]} of the photographs")
 
@@ -97,8 +99,8 @@ def npz(
     fname: the file.
     keys: which arrays to use, as a list of their names or as {feature: name}
       ({"image": "x_train", "label": "y_train"}). All of them by default.
-    start: first example; see `core.slice_bounds`.
-    stop: example to stop before; see `core.slice_bounds`.
+    start: first example; see `slicing.slice_bounds`.
+    stop: example to stop before; see `slicing.slice_bounds`.
     num_classes: how many values "label" takes. The file cannot tell.
 
   Raises:
@@ -141,9 +143,9 @@ def npz(
     raise core.DataError(
         f"{fname}: arrays of equal length are needed; their lengths are "
         f"{lengths}. Choose the arrays to use with `keys`.")
-  first, last = core.slice_bounds(
+  first, last = slicing.slice_bounds(
       start, stop, next(iter(lengths.values())), fname)
-  return core.ArraySource(
+  return memory.ArraySource(
       {feature: array[first:last] for feature, array in arrays.items()},
       lambda index: f"{fname} record {first + index}", num_classes=num_classes)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import memory
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _HELD_OUT_NAMES = ("val", "validation", "test")  # What to evaluate on: first.
@@ -84,8 +85,8 @@ class _FolderSource(core.Source):
     self._files = files
     self.num_classes = len(class_names)
     self.class_names = class_names
-    self._fnames = core.on_cpu([os.fsencode(fname) for fname, _ in files])
-    self._labels = core.on_cpu([label for _, label in files], tf.int64)
+    self._fnames = memory.on_cpu([os.fsencode(fname) for fname, _ in files])
+    self._labels = memory.on_cpu([label for _, label in files], tf.int64)
     self._root = os.fsencode(os.path.join(path, ""))
 
   def __len__(self):

@@ -9,6 +9,8 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import memory
+from big_vision.datasets import slicing
 
 
 def jsonl(
@@ -25,8 +27,8 @@ def jsonl(
     fname: the file.
     image_keys: keys whose values are paths of files, relative to the folder of
       `fname`; the examples have the files' bytes instead, string[].
-    start: first example; see `core.slice_bounds`.
-    stop: example to stop before; see `core.slice_bounds`.
+    start: first example; see `slicing.slice_bounds`.
+    stop: example to stop before; see `slicing.slice_bounds`.
     num_classes: how many values "label" takes. The file cannot tell.
 
   Raises:
@@ -43,7 +45,7 @@ def jsonl(
           if line.strip()]
   if not rows:
     raise core.DataError(f"{fname} has no examples.")
-  first, last = core.slice_bounds(start, stop, len(rows), fname)
+  first, last = slicing.slice_bounds(start, stop, len(rows), fname)
   rows = [(number, _parse(line, fname, number))
           for number, line in rows[first:last]]
   keys = list(rows[0][1])
@@ -75,7 +77,7 @@ class _JsonlSource(core.Source):
     self._numbers = numbers
     self._image_keys = image_keys
     self.num_classes = num_classes
-    self._columns = {key: core.on_cpu(v) for key, v in columns.items()}
+    self._columns = {key: memory.on_cpu(v) for key, v in columns.items()}
 
   def __len__(self):
     return len(self._numbers)

@@ -1,4 +1,4 @@
-"""The name that `prepare_dataset` has in older instructions; see there."""
+"""The older name of `prepare_dataset`, which it runs."""
 
 import sys
 

@@ -41,7 +41,7 @@ from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import tree
-from big_vision.datasets import tfds_source
+from big_vision.datasets.tfds import declared
 from big_vision.hardware import chips
 from big_vision.hardware import hlo as compiled_lib
 from big_vision.run import command_line
@@ -460,7 +460,7 @@ def main(argv):
   # Nothing is computed but on the host.
   jax.config.update("jax_platforms", "cpu")
   with (command_line.exit_with_code({DoesNotFitError: exit_codes.CONFIG}),
-        tfds_source.declared_if_missing() as missing):
+        declared.declared_if_missing() as missing):
     if args.table:
       _plan_table(argv[1:])
       return

@@ -4,12 +4,12 @@
   python -m big_vision.tools.prepare_dataset fashion_mnist --data_dir DIR
   python -m big_vision.tools.prepare_dataset mnist --idx_dir DIR_WITH_IDX_FILES
 
-A dataset that is not there is downloaded and stored as ArrayRecord. One that
-was prepared as TFRecord gets ArrayRecord files beside those (delete them if you
-like). mnist, fashion_mnist and kmnist can be made from the IDX files that their
-authors publish, without network; fashion_mnist finds those of the Debian
-package dataset-fashion-mnist by itself. Nothing half-done is left under the
-final name, and what is there already is left as it is.
+A missing dataset is downloaded and stored as ArrayRecord. A dataset that was
+prepared as TFRecord gets ArrayRecord files beside its TFRecord files, which you
+may then delete. mnist, fashion_mnist and kmnist can be made without network
+from the IDX files that their authors publish; fashion_mnist finds the files of
+the Debian package dataset-fashion-mnist by itself. Existing files are not
+changed, and an interrupted run leaves nothing under the final name.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
-from big_vision.datasets import tfds_source
+from big_vision.datasets.tfds import prepared as prepared_lib
 
 _IDX_DATASETS = ("fashion_mnist", "kmnist", "mnist")
 _IDX_FILES = {
@@ -44,9 +44,9 @@ def main(args: Sequence[str] | None = None) -> int:
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument(
       "names", nargs="+", metavar="NAME",
-      help="name of a dataset of TensorFlow Datasets: name or name/config")
+      help="dataset of TensorFlow Datasets: name or name/config")
   parser.add_argument(
-      "--data_dir", help="where datasets are stored; by default "
+      "--data_dir", help="directory of datasets; by default "
       "$TFDS_DATA_DIR, else ~/tensorflow_datasets")
   parser.add_argument(
       "--file_format", choices=_FORMATS, default="array_record",
@@ -72,24 +72,25 @@ def prepare(
   """Makes dataset `name` readable in `file_format`.
 
   Args:
-    name: "name", "name/config" or "name:1.0.0".
-    data_dir: see `tfds_source.find_data_dir`.
-    file_format: "array_record" or "tfrecord".
-    idx_dir: folder of the IDX files to make it from, instead of downloading.
+    name: Name of the dataset: "name", "name/config" or "name:1.0.0".
+    data_dir: Directory of datasets, see `tfds.prepared.find_data_dir`.
+    file_format: Format to store, "array_record" or "tfrecord".
+    idx_dir: Folder with IDX files to make the dataset from, instead of
+      downloading it.
 
   Returns:
-    What was done, for the user.
+    A line that tells the user what was done.
 
   Raises:
-    ConfigError: there is no such dataset, or IDX files cannot make it.
-    DataError: files are missing or damaged; names them.
-    OSError: the download failed, or files cannot be written.
+    ConfigError: There is no such dataset, or it cannot be made of IDX files.
+    DataError: Files are missing or damaged; names them.
+    OSError: The download failed, or files cannot be written.
   """
-  data_dir = tfds_source.find_data_dir(data_dir)
+  data_dir = prepared_lib.find_data_dir(data_dir)
   os.makedirs(data_dir, exist_ok=True)
   try:
-    prepared = tfds_source.find_prepared(name, data_dir)
-  except tfds_source.NotPreparedError:
+    prepared = prepared_lib.find_prepared(name, data_dir)
+  except prepared_lib.NotPreparedError:
     pass
   else:
     return _convert(prepared, file_format)
@@ -102,7 +103,7 @@ def prepare(
 
 
 def _download(name: str, data_dir: str, file_format: str) -> str:
-  """Lets TFDS download and store a dataset."""
+  """Downloads and stores a dataset with TFDS."""
   import tensorflow_datasets as tfds
   try:
     builder = tfds.builder(name, data_dir=data_dir)
@@ -125,20 +126,20 @@ def _run(builder, file_format: str) -> str:
             try_download_gcs=False,
             compute_stats=tfds.download.ComputeStatsMode.SKIP))
   except AssertionError as error:
-    # How TFDS says which files it cannot download, and where to put them.
+    # TFDS says this way which files it cannot download, and where to put them.
     raise core.DataError(str(error)) from error
   sizes = {split: info.num_examples for split, info
            in builder.info.splits.items()}
   return f"{builder.info.full_name}: prepared {sizes} in {builder.data_dir}"
 
 
-def _convert(prepared: tfds_source.Prepared, file_format: str) -> str:
+def _convert(prepared: prepared_lib.Prepared, file_format: str) -> str:
   """Adds the files of another format to a prepared dataset."""
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import dataset_info
   directory = prepared.directory
   builder = tfds.builder_from_directory(directory)
-  formats = tfds_source.stored_formats(builder.info)
+  formats = prepared_lib.stored_formats(builder.info)
   if file_format in formats:
     return f"{prepared}: already prepared as {file_format} in {directory}"
   readable = [f for f in formats if f in _FORMATS]
@@ -146,7 +147,7 @@ def _convert(prepared: tfds_source.Prepared, file_format: str) -> str:
     raise core.DataError(
         f"{directory} is stored as {formats}; it can be converted from "
         f"{_FORMATS} only.")
-  # Inside the dataset's directory, so that the files can be renamed.
+  # The temporary directory is on the same disk, so files can be renamed.
   temporary = tempfile.mkdtemp(prefix="incomplete.", dir=directory)
   try:
     for split in builder.info.splits.values():
@@ -161,7 +162,7 @@ def _convert(prepared: tfds_source.Prepared, file_format: str) -> str:
     for fname in sorted(os.listdir(temporary)):
       os.replace(os.path.join(temporary, fname),
                  os.path.join(directory, fname))
-    # Last, because from here on readers use the new files.
+    # The info is replaced last: from here on readers use the new files.
     info = dataset_info.read_proto_from_builder_dir(directory)
     info.alternative_file_formats.append(file_format)
     dataset_info.write_dataset_info_proto(info, temporary)
@@ -174,7 +175,7 @@ def _convert(prepared: tfds_source.Prepared, file_format: str) -> str:
 
 
 def _read(path: str, file_format: str, count: int) -> Iterator[bytes]:
-  """The records of a file; DataError unless they are `count`."""
+  """Yields a file's records; raises DataError unless there are `count`."""
   import tensorflow as tf
   number = 0
   try:
@@ -203,7 +204,7 @@ def _write(path: str, file_format: str, records: Iterator[bytes]) -> None:
         writer.write(record)
     return
   from array_record.python import array_record_module
-  # Groups of one record: reading a record then reads no other.
+  # Groups of one record, so that reading a record reads no others.
   writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
   for record in records:
     writer.write(record)
@@ -212,11 +213,11 @@ def _write(path: str, file_format: str, records: Iterator[bytes]) -> None:
 
 def _build_from_idx(
     name: str, data_dir: str, file_format: str, idx_dir: str) -> str:
-  """Stores IDX files as the dataset of TFDS that they are the source of."""
+  """Stores IDX files as the TFDS dataset that is made of them."""
   import tensorflow_datasets as tfds
   if name not in _IDX_DATASETS:
     raise config_lib.ConfigError(
-        f"IDX files make only {', '.join(_IDX_DATASETS)}, not {name!r}"
+        f"IDX files are known for {', '.join(_IDX_DATASETS)}, not for {name!r}"
         f"{config_lib.nearest(name, _IDX_DATASETS)}; leave out --idx_dir to "
         "download it.")
   data = {split: _read_idx_split(idx_dir, *stems)
@@ -225,16 +226,16 @@ def _build_from_idx(
   parent = tfds.builder_cls(name)
 
   class IdxBuilder(parent, skip_registration=True):
-    """TFDS's own builder (features, version, citation), but for the files."""
+    """TFDS's own builder (features, version, citation) with other files."""
 
-    __module__ = parent.__module__  # Is stored with the dataset.
+    __module__ = parent.__module__  # TFDS stores it with the data.
 
     def _split_generators(self, unused_dl_manager):
       return {split: self._generate_examples(*arrays)
               for split, arrays in data.items()}
 
     def _generate_examples(self, images, labels):
-      # The keys that TFDS uses: they decide in which order it stores examples.
+      # These are the keys that TFDS uses; they set the order of examples.
       for i, (image, label) in enumerate(zip(images, labels)):
         yield i, {"image": image, "label": int(label)}
 
@@ -245,7 +246,7 @@ def _build_from_idx(
 def _read_idx_split(
     idx_dir: str, images_stem: str, labels_stem: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """uint8[n, 28, 28, 1] images, uint8[n] labels; DataError names the file."""
+  """Reads images, uint8[n, 28, 28, 1], and labels, uint8[n]."""
   images_path = _find_idx(idx_dir, images_stem)
   labels_path = _find_idx(idx_dir, labels_stem)
   images = read_idx(images_path, num_dims=3)
@@ -266,28 +267,28 @@ def _read_idx_split(
 
 
 def _find_idx(idx_dir: str, stem: str) -> str:
-  """The file `stem`, plain or .gz."""
+  """Finds the file `stem`, plain or .gz."""
   for fname in (f"{stem}.gz", stem):
     if os.path.exists(path := os.path.join(idx_dir, fname)):
       return path
   found = sorted(os.listdir(idx_dir)) if os.path.isdir(idx_dir) else (
       "no such folder")
   raise core.DataError(
-      f"{os.path.join(idx_dir, stem)}[.gz] is not there; {idx_dir}: {found}.")
+      f"There is no {os.path.join(idx_dir, stem)}[.gz]; {idx_dir}: {found}.")
 
 
 def read_idx(path: str, num_dims: int) -> np.ndarray:
-  """An array of an IDX file.
+  """Reads an array from an IDX file.
 
   Args:
-    path: the file; is decompressed if it ends in ".gz".
-    num_dims: how many dimensions it must have.
+    path: Path of the file; decompressed if it ends in ".gz".
+    num_dims: Number of dimensions that the array must have.
 
   Returns:
-    uint8[...], `num_dims` dimensions.
+    uint8[...] with `num_dims` dimensions.
 
   Raises:
-    DataError: the file is damaged or something else; names it.
+    DataError: The file is damaged, or not an IDX file; names it.
 
   Source: http://yann.lecun.com/exdb/mnist, "the IDX file format".
   """

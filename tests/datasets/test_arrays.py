@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import memory
+from big_vision.datasets import registry
 
 
 def _read_all(source):
@@ -18,8 +20,8 @@ def _read_all(source):
 
 
 def test_digits_splits_partition_the_data():
-  train = core.open_source("bv:digits", split="train")
-  test = core.open_source("bv:digits", split="test")
+  train = registry.open_source("bv:digits", split="train")
+  test = registry.open_source("bv:digits", split="test")
   assert (len(train), len(test)) == (1438, 359)
   assert train.num_classes == test.num_classes == 10
   assert train.class_names == list("0123456789")
@@ -41,17 +43,17 @@ def test_digits_splits_partition_the_data():
 
 
 def test_digits_spec_is_static():
-  source = core.open_source("bv:digits", split="test")
+  source = registry.open_source("bv:digits", split="test")
   spec = tf.data.Dataset.range(1).map(source.read).element_spec
   assert spec == {"image": tf.TensorSpec([8, 8, 1], tf.uint8),
                   "label": tf.TensorSpec([], tf.int64)}
-  assert core.in_memory(source) is source
+  assert memory.in_memory(source) is source
 
 
 def test_digits_unknown_split():
   with pytest.raises(config_lib.ConfigError,
                      match=r"no split 'tran' \(did you mean 'train'\?\)"):
-    core.open_source("bv:digits", split="tran")
+    registry.open_source("bv:digits", split="tran")
 
 
 @pytest.fixture(name="fname")
@@ -66,7 +68,7 @@ def _fname(tmp_path):
 
 
 def test_npz(fname):
-  source = core.open_source(
+  source = registry.open_source(
       "bv:npz", fname=fname, num_classes=7,
       keys={"image": "x", "label": "y", "z": "z", "text": "text"})
   stored = np.load(fname)
@@ -83,7 +85,7 @@ def test_npz(fname):
 
 
 def test_npz_part(fname):
-  source = core.open_source(
+  source = registry.open_source(
       "bv:npz", fname=fname, keys=["y"], start=0.5, stop=-1)
   assert [e["y"] for e in _read_all(source)] == [3, 4, 5]
   assert source.describe(1) == f"{fname} record 4"
@@ -92,7 +94,7 @@ def test_npz_part(fname):
 def test_npz_errors(fname, tmp_path):
   def opens(error, message, **kwargs):
     with pytest.raises(error, match=message):
-      core.open_source("bv:npz", **kwargs)
+      registry.open_source("bv:npz", **kwargs)
 
   opens(config_lib.ConfigError, "there is no file '.*nope.npz'",
         fname=str(tmp_path / "nope.npz"))
@@ -138,7 +140,7 @@ def test_npz_never_unpickles(tmp_path):
     pickle.dump(_Evil(str(proof)), file)
   for name in "evil.npz", "pickle.npz":
     with pytest.raises(core.DataError, match=f"{name}.*pickle"):
-      core.open_source("bv:npz", fname=str(tmp_path / name))
+      registry.open_source("bv:npz", fname=str(tmp_path / name))
   assert not proof.exists()
 
 
@@ -148,7 +150,7 @@ def test_npz_never_unpickles(tmp_path):
 def test_photographs_are_cut_into_pieces_without_overlap():
   pytest.importorskip("skimage")
   splits = {split: [example["image"] for example in _read_all(
-      core.open_source("bv:photographs", split=split, size=150))]
+      registry.open_source("bv:photographs", split=split, size=150))]
             for split in ("train", "test")}
   from skimage import data
   from sklearn import datasets
@@ -164,6 +166,6 @@ def test_photographs_are_cut_into_pieces_without_overlap():
   assert len(got) == len(set(got)) and set(got) == wanted
   assert len(splits["test"]) == len(wanted) // 5
   with pytest.raises(config_lib.ConfigError, match="0 pieces of that size"):
-    core.open_source("bv:photographs", split="train", size=600)
+    registry.open_source("bv:photographs", split="train", size=600)
   with pytest.raises(config_lib.ConfigError, match=r"splits \['test', 'train"):
-    core.open_source("bv:photographs", split="tset")
+    registry.open_source("bv:photographs", split="tset")

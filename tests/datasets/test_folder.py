@@ -11,6 +11,8 @@ import tensorflow as tf
 from big_vision import config as config_lib
 from big_vision.datasets import core
 from big_vision.datasets import folder
+from big_vision.datasets import memory
+from big_vision.datasets import registry
 
 
 def _write(path, size=(5, 4)):
@@ -44,7 +46,7 @@ def test_holds_out_a_fifth_of_every_class(tmp_path):
   (tmp_path / ".hidden").mkdir()
   (tmp_path / "ant" / "notes.txt").write_text("not an image")
   (tmp_path / "ant" / "._00.jpg").write_text("what macOS leaves behind")
-  sources = {split: core.open_source("bv:folder", path=str(tmp_path),
+  sources = {split: registry.open_source("bv:folder", path=str(tmp_path),
                                      split=split)
              for split in ("train", "test")}
   counts = {}
@@ -89,7 +91,7 @@ def test_folders_of_splits(tmp_path, names, held_out):
   for count, name in enumerate(names, 1):
     assert [label for _, label in contents.splits[name]] == (
         [0] * (count + 1) + [1] * count)
-    source = core.open_source("bv:folder", path=str(tmp_path), split=name)
+    source = registry.open_source("bv:folder", path=str(tmp_path), split=name)
     for example in _read_all(source):
       assert example["image"] == (
           tmp_path / example["fname"].decode()).read_bytes()
@@ -130,7 +132,7 @@ def test_image_size_needs_a_readable_image(tmp_path):
 def test_errors(tmp_path):
   def fails(error, message, split="train"):
     with pytest.raises(error, match=message):
-      core.open_source("bv:folder", path=str(root), split=split)
+      registry.open_source("bv:folder", path=str(root), split=split)
 
   root = tmp_path / "nowhere"
   fails(config_lib.ConfigError, "nowhere is not a folder.*No such file")
@@ -158,7 +160,7 @@ def test_errors(tmp_path):
 
 def test_a_file_that_vanishes_is_named(tmp_path):
   _write_classes(tmp_path, a=5)
-  source = core.open_source("bv:folder", path=str(tmp_path), split="train")
+  source = registry.open_source("bv:folder", path=str(tmp_path), split="train")
   os.remove(source.describe(2))
   with pytest.raises(core.DataError, match=source.describe(2)):
-    core.in_memory(source)
+    memory.in_memory(source)

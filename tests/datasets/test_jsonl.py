@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import memory
+from big_vision.datasets import registry
 
 _ROWS = [
     {"image": "images/0.png", "label": 3, "text": "a cat", "score": 1},
@@ -40,12 +42,12 @@ def _read_all(source):
 
 
 def test_reads_columns_and_images(fname):
-  source = core.open_source("bv:jsonl", fname=fname, num_classes=5)
+  source = registry.open_source("bv:jsonl", fname=fname, num_classes=5)
   spec = tf.data.Dataset.range(1).map(source.read).element_spec
   assert {key: (s.dtype, s.shape.rank) for key, s in spec.items()} == {
       "image": (tf.string, 0), "label": (tf.int64, 0), "text": (tf.string, 0),
       "score": (tf.float32, 0)}
-  for source in source, core.in_memory(source):
+  for source in source, memory.in_memory(source):
     examples = _read_all(source)
     assert source.num_classes == 5
     assert [e["image"] for e in examples] == [b"first\0\0", b"", b"first\0\0"]
@@ -58,7 +60,7 @@ def test_without_images_and_in_part(tmp_path):
   rows = [{"i": i, "even": i % 2 == 0} for i in range(6)]
   rows.insert(2, "  ")
   fname = _write(tmp_path, rows)
-  source = core.open_source(
+  source = registry.open_source(
       "bv:jsonl", fname=fname, image_keys=(), start=1, stop=0.5)
   examples = _read_all(source)
   assert [e["i"] for e in examples] == [1, 2]
@@ -71,7 +73,7 @@ def test_without_images_and_in_part(tmp_path):
 
 def test_relative_to_the_working_directory(fname, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
-  source = core.open_source("bv:jsonl", fname="data.jsonl")
+  source = registry.open_source("bv:jsonl", fname="data.jsonl")
   assert _read_all(source)[0]["image"] == b"first\0\0"
 
 
@@ -90,33 +92,33 @@ def test_names_the_line_at_fault(tmp_path, row, message):
   fname = _write(tmp_path, [{"a": 1, "b": "x"}, {"b": "y", "a": 2}, row])
   with pytest.raises(core.DataError, match=f"data.jsonl {message}" if (
       message.startswith("line")) else message):
-    core.open_source("bv:jsonl", fname=fname, image_keys=())
+    registry.open_source("bv:jsonl", fname=fname, image_keys=())
   # What is not used is not looked at.
-  core.open_source("bv:jsonl", fname=fname, image_keys=(), stop=2)
+  registry.open_source("bv:jsonl", fname=fname, image_keys=(), stop=2)
 
 
 def test_not_utf8(tmp_path):
   path = tmp_path / "data.jsonl"
   path.write_bytes(b'{"a": "\xff"}\n')
   with pytest.raises(core.DataError, match="data.jsonl line 1 is not JSON"):
-    core.open_source("bv:jsonl", fname=str(path), image_keys=())
+    registry.open_source("bv:jsonl", fname=str(path), image_keys=())
 
 
 def test_images_that_are_not_there(fname, tmp_path):
   with pytest.raises(config_lib.ConfigError, match=r"no key 'img'.*\['image', "
                      r"'label', 'score', 'text'\].*image_keys"):
-    core.open_source("bv:jsonl", fname=fname, image_keys=["img"])
+    registry.open_source("bv:jsonl", fname=fname, image_keys=["img"])
   with pytest.raises(core.DataError, match="line 1: 'label' must be the path"):
-    core.open_source("bv:jsonl", fname=fname, image_keys=["label"])
+    registry.open_source("bv:jsonl", fname=fname, image_keys=["label"])
   for missing in "images/2.png", "elsewhere/0.png":
     fname = _write(tmp_path, [*_ROWS, {**_ROWS[0], "image": missing}])
     with pytest.raises(core.DataError, match=f"line 4: 'image' is .*{missing}, "
                        "which is not there"):
-      core.open_source("bv:jsonl", fname=fname)
+      registry.open_source("bv:jsonl", fname=fname)
 
 
 def test_empty_and_missing_files(tmp_path):
   with pytest.raises(config_lib.ConfigError, match="no file '.*x.jsonl'"):
-    core.open_source("bv:jsonl", fname=str(tmp_path / "x.jsonl"))
+    registry.open_source("bv:jsonl", fname=str(tmp_path / "x.jsonl"))
   with pytest.raises(core.DataError, match="data.jsonl has no examples"):
-    core.open_source("bv:jsonl", fname=_write(tmp_path, [""]))
+    registry.open_source("bv:jsonl", fname=_write(tmp_path, [""]))

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from big_vision import config as config_lib
-from big_vision.datasets import core
 from big_vision.datasets import listops
+from big_vision.datasets import registry
 
 SHORT = dict(min_length=10, max_length=60)
 
 
 def _open(split="train", num_examples=300, **kw):
-  return core.open_source(
+  return registry.open_source(
       "bv:listops", split=split, num_examples=num_examples, **kw)
 
 

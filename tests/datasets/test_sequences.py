@@ -6,7 +6,8 @@ import itertools
 
 from big_vision import config as config_lib
 from big_vision import input_pipeline
-from big_vision.datasets import core
+from big_vision.datasets import memory
+from big_vision.datasets import registry
 from big_vision.datasets import sequences
 import jax
 from jax.sharding import AxisType, NamedSharding
@@ -19,7 +20,8 @@ SPLITS = ("train", "validation", "test")
 
 
 def _open(name, split="train", num_examples=60, **kw):
-  return core.open_source(name, split=split, num_examples=num_examples, **kw)
+  return registry.open_source(
+      name, split=split, num_examples=num_examples, **kw)
 
 
 def _examples(source, num=None):
@@ -131,7 +133,7 @@ def test_order_and_readers_change_nothing(name):
     assert spec.shape == in_order[0][key].shape
     assert spec.dtype in (tf.int32, tf.float32)
   shuffled = dict(zip(indices, dataset.as_numpy_iterator()))
-  held = core.in_memory(source)
+  held = memory.in_memory(source)
   for i, example in enumerate(in_order):
     assert set(example) == set(shuffled[i])
     for key, value in example.items():
@@ -153,7 +155,8 @@ def test_training_batches_are_examples_of_the_source():
   with pipeline.start(0, NamedSharding(mesh, P("data"))) as batches:
     for _ in range(5):
       seen.extend(np.asarray(next(batches)["tokens"]).tolist())
-  expected = [e["tokens"].tolist() for e in _examples(core.open_source(**data))]
+  source = registry.open_source(**data)
+  expected = [e["tokens"].tolist() for e in _examples(source)]
   assert sorted(seen) == sorted(expected)  # One epoch.
 
 

@@ -175,8 +175,8 @@ def test_generated_data_from_the_config(batch_sharding):
       batch_size=16)
   metrics = schedule.run_all(evaluators, {})
 
-  from big_vision.datasets import core
-  source = core.open_source(**data)
+  from big_vision.datasets import registry
+  source = registry.open_source(**data)
   right = collections.defaultdict(list)
   for i in range(45):
     tokens, k = source.example(i)["tokens"].tolist(), 1 + i % 3

@@ -91,10 +91,10 @@ def evaluated():
 
 def read_digits():
   """Reads {split: (float64[n, 64] in [-1, 1], int[n])} without the pipeline."""
-  from big_vision.datasets import core
+  from big_vision.datasets import registry
   splits = {}
   for split in ("train", "test"):
-    source = core.open_source("bv:digits", split=split)
+    source = registry.open_source("bv:digits", split=split)
     examples = [source.read(i) for i in range(len(source))]
     image = np.stack([example["image"].numpy() for example in examples])
     label = np.array([int(example["label"]) for example in examples])

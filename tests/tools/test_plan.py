@@ -10,7 +10,8 @@ from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision.configs import vit_s16_i1k
-from big_vision.datasets import tfds_source
+from big_vision.datasets.tfds import declared
+from big_vision.datasets.tfds import prepared
 from big_vision.hardware import hlo
 from big_vision.tools import plan as plan_lib
 import jax
@@ -125,16 +126,16 @@ def test_data_that_is_elsewhere_is_replaced_by_its_declaration():
     for evaluator in config.evals.values():
       evaluator.data.data_dir = "/nowhere"
   config = config_lib.resolve(config)
-  with pytest.raises(tfds_source.NotPreparedError):
+  with pytest.raises(prepared.NotPreparedError):
     build_lib.build(config)
-  with tfds_source.declared_if_missing() as missing:
+  with declared.declared_if_missing() as missing:
     built = build_lib.build(config)
   assert missing == {"imagenet2012"}
   # 99 % of 1,281,167, as TFDS rounds.
   assert built.info.data_size == 1_268_355
   assert built.info.batch_spec["image"].shape == (8, 224, 224, 3)
   # Outside of it, nothing is made up.
-  with pytest.raises(tfds_source.NotPreparedError):
+  with pytest.raises(prepared.NotPreparedError):
     build_lib.build(config)
 
 
@@ -165,7 +166,7 @@ def test_the_flagship_on_256_chips_is_what_it_was():
   Its figures have no spread. 5 % are for its other versions; what is better by
   more than that is to be committed too.
   """
-  with tfds_source.declared_if_missing():
+  with declared.declared_if_missing():
     hardware = plan_lib.describe_topology("v5e:16x16")
     plan = plan_lib.make_plan(
         config_lib.resolve(vit_s16_i1k.get_config("batch_size=4096")),

@@ -1,4 +1,4 @@
-"""Tests of tools/prepare_dataset.py, on IDX files made here and real ones."""
+"""Tests of tools/prepare_dataset.py with made-up and real IDX files."""
 
 import gzip
 import os
@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import registry
 from big_vision.tools import prepare_dataset
 
 _SIZES = {"train": 20, "t10k": 7}
@@ -27,7 +28,7 @@ def _arrays(prefix):
 
 
 def _idx(array, magic=None):
-  """An IDX file, as its authors describe it."""
+  """Returns the bytes of an IDX file, as its authors describe the format."""
   return struct.pack(
       f">{1 + array.ndim}I", magic or 0x800 + array.ndim,
       *array.shape) + array.tobytes()
@@ -35,7 +36,7 @@ def _idx(array, magic=None):
 
 @pytest.fixture(name="idx_dir")
 def _idx_dir(tmp_path):
-  """IDX files: those of train are compressed, those of test are not."""
+  """Writes IDX files, compressed for train and plain for test."""
   directory = tmp_path / "idx"
   directory.mkdir()
   for prefix, suffix, open_fn in [("train", ".gz", gzip.open),
@@ -48,7 +49,7 @@ def _idx_dir(tmp_path):
 
 
 def _read_all(source):
-  """(images, labels) of a source, both sorted by the images' bytes."""
+  """Returns images and labels of a source, sorted by the images' bytes."""
   if isinstance(source, core.StreamSource):
     dataset = source.stream(None, 1).map(source.parse)
   else:
@@ -67,7 +68,7 @@ def _sort(images, labels):
 
 def _check_tiny(data_dir, name):
   for split, prefix in ("train", "train"), ("test", "t10k"):
-    source = core.open_source(name, split=split, data_dir=data_dir)
+    source = registry.open_source(name, split=split, data_dir=data_dir)
     assert len(source) == _SIZES[prefix]
     assert source.num_classes == len(source.class_names) == 10
     for got, want in zip(_read_all(source), _sort(*_arrays(prefix))):
@@ -75,7 +76,7 @@ def _check_tiny(data_dir, name):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
-def test_builds_from_idx(idx_dir, tmp_path, name):
+def test_idx_files_become_a_dataset(idx_dir, tmp_path, name):
   data_dir = str(tmp_path / "data")
   message = prepare_dataset.prepare(name, data_dir, idx_dir=str(idx_dir))
   assert "prepared {'train': 20, 'test': 7} in " in message
@@ -88,24 +89,24 @@ def test_builds_from_idx(idx_dir, tmp_path, name):
   assert records[3]["image"].shape == (28, 28, 1)
   directory = os.path.join(data_dir, name)
   assert os.listdir(directory) == ["3.0.1"]
-  # Again, also by other names for the same: nothing is done.
+  # A second call does nothing, also by another name of the same dataset.
   for again in name, f"{name}:3.0.1":
     message = prepare_dataset.prepare(again, data_dir, idx_dir=str(idx_dir))
     assert "already prepared as array_record in " + directory in message
 
 
-def test_converts_tfrecord_and_back(idx_dir, tmp_path):
+def test_tfrecord_is_converted_to_array_record_and_back(idx_dir, tmp_path):
   data_dir = str(tmp_path / "data")
   prepare_dataset.prepare("mnist", data_dir, "tfrecord", str(idx_dir))
-  before = core.open_source("mnist", split="train", data_dir=data_dir)
+  before = registry.open_source("mnist", split="train", data_dir=data_dir)
   assert isinstance(before, core.StreamSource)
   _check_tiny(data_dir, "mnist")
   message = prepare_dataset.prepare("mnist", data_dir)
   assert "mnist:3.0.1: converted from tfrecord to array_record" in message
-  after = core.open_source("mnist", split="train", data_dir=data_dir)
+  after = registry.open_source("mnist", split="train", data_dir=data_dir)
   assert isinstance(after, core.Source)
   _check_tiny(data_dir, "mnist")
-  # In the same order; TFDS still reads what was there.
+  # The order is the same, and TFDS still reads the older files.
   labels = [e["label"] for e in before.stream(None, 1).map(
       before.parse).as_numpy_iterator()]
   assert labels == [after.read(tf.constant(i, tf.int64))["label"]
@@ -128,7 +129,7 @@ def test_converts_tfrecord_and_back(idx_dir, tmp_path):
   assert len(list(tf.data.TFRecordDataset(fname))) == 7
 
 
-def test_conversion_leaves_nothing_when_it_fails(idx_dir, tmp_path):
+def test_a_failed_conversion_leaves_nothing(idx_dir, tmp_path):
   data_dir = str(tmp_path / "data")
   prepare_dataset.prepare("mnist", data_dir, "tfrecord", str(idx_dir))
   directory = tmp_path / "data" / "mnist" / "3.0.1"
@@ -149,7 +150,7 @@ def test_conversion_leaves_nothing_when_it_fails(idx_dir, tmp_path):
 
 
 def _damaged(images, labels, damage):
-  """(name of the file at fault, its new bytes, message)."""
+  """Returns (name of the damaged file, its bytes, the expected message)."""
   images_idx, labels_idx = _idx(images), _idx(labels)
   return {
       "magic": ("images-idx3", _idx(images, 0x803 + 0x100),
@@ -172,7 +173,7 @@ def _damaged(images, labels, damage):
 @pytest.mark.parametrize("damage", [
     "magic", "swapped", "short", "long", "header", "empty", "size", "count",
     "label"])
-def test_damaged_idx_is_named(idx_dir, tmp_path, damage):
+def test_a_damaged_idx_file_is_named(idx_dir, tmp_path, damage):
   kind, data, message = _damaged(*_arrays("t10k"), damage)
   (idx_dir / f"t10k-{kind}-ubyte").write_bytes(data)
   with pytest.raises(core.DataError, match=f"idx/t10k-{kind}-ubyte .*{message}"
@@ -182,7 +183,7 @@ def test_damaged_idx_is_named(idx_dir, tmp_path, damage):
   assert not (tmp_path / "d" / "mnist").exists()
 
 
-def test_damaged_gzip_and_missing_idx_are_named(idx_dir, tmp_path):
+def test_damaged_gzip_and_missing_idx_files_are_named(idx_dir, tmp_path):
   def fails(message):
     with pytest.raises(core.DataError, match=message):
       prepare_dataset.prepare(
@@ -195,15 +196,15 @@ def test_damaged_gzip_and_missing_idx_are_named(idx_dir, tmp_path):
   path.write_bytes(b"plain")
   fails(f"{path} cannot be read")
   path.unlink()
-  fails(r"train-labels-idx1-ubyte\[.gz\] is not there; .*'t10k-images")
+  fails(r"There is no .*train-labels-idx1-ubyte\[.gz\]; .*'t10k-images")
   shutil.rmtree(idx_dir)
-  fails("is not there; .*no such folder")
+  fails("There is no .*no such folder")
 
 
-def test_unknown_names(idx_dir, tmp_path):
+def test_unknown_names_are_refused(idx_dir, tmp_path):
   data_dir = str(tmp_path)
   with pytest.raises(config_lib.ConfigError,
-                     match=r"not 'cifar10'.*leave out --idx_dir"):
+                     match=r"not for 'cifar10'.*leave out --idx_dir"):
     prepare_dataset.prepare("cifar10", data_dir, idx_dir=str(idx_dir))
   with pytest.raises(config_lib.ConfigError,
                      match=r"no dataset of this name \(did you mean 'cifar10'"):
@@ -211,7 +212,7 @@ def test_unknown_names(idx_dir, tmp_path):
 
 
 class Squares(tfds.core.GeneratorBasedBuilder):
-  """A dataset that TFDS knows, once this class exists."""
+  """A dataset that TFDS knows because this class exists."""
 
   VERSION = tfds.core.Version("2.0.0")
 
@@ -226,23 +227,23 @@ class Squares(tfds.core.GeneratorBasedBuilder):
     """Abstract in TFDS; unused."""
 
 
-def test_lets_tfds_prepare_what_it_knows(tmp_path):
+def test_tfds_prepares_datasets_that_it_knows(tmp_path):
   data_dir = str(tmp_path)
   message = prepare_dataset.prepare("squares", data_dir)
   assert message.startswith("squares/2.0.0: prepared {'all_of_it': 12} in ")
-  source = core.open_source("squares", split="all_of_it", data_dir=data_dir)
+  source = registry.open_source("squares", split="all_of_it", data_dir=data_dir)
   examples = tf.data.Dataset.range(12).map(source.read).as_numpy_iterator()
   assert {e["x"]: e["y"] for e in examples} == {i: i * i for i in range(12)}
 
 
-def test_says_what_to_download_by_hand(tmp_path):
+def test_the_error_names_files_to_download_by_hand(tmp_path):
   with pytest.raises(core.DataError, match="ILSVRC2012_img_train.tar"):
     prepare_dataset.prepare("imagenet2012", str(tmp_path))
-  with pytest.raises(config_lib.ConfigError, match="is not a name"):
+  with pytest.raises(config_lib.ConfigError, match="is not the name"):
     prepare_dataset.prepare("imagenet 2012", str(tmp_path))
 
 
-def test_command_line(idx_dir, tmp_path):
+def test_the_command_line_prepares_and_reports_errors(idx_dir, tmp_path):
   def run(*args):
     return subprocess.run(
         [sys.executable, "-m", "big_vision.tools.prepare_dataset", *args],
@@ -265,24 +266,25 @@ def test_command_line(idx_dir, tmp_path):
 
 @pytest.fixture(name="debian_dir")
 def _debian_dir():
-  """Where the Debian package has Fashion-MNIST; installs it if it can."""
+  """Returns the folder of Debian's Fashion-MNIST; installs it if possible."""
   directory = prepare_dataset._DEBIAN_IDX_DIRS["fashion_mnist"]
   if not os.path.isdir(directory) and shutil.which("apt-get") and (
       os.geteuid() == 0):
     for command in ["update"], ["install", "-y", "dataset-fashion-mnist"]:
       subprocess.run(["apt-get", "-qq", *command], check=False)
   if not os.path.isdir(directory):
-    pytest.skip("Debian's package dataset-fashion-mnist is not installed, and "
-                "cannot be installed here.")
+    pytest.skip("Debian's package dataset-fashion-mnist is not installed and "
+                "cannot be installed.")
   return directory
 
 
-def test_real_fashion_mnist(debian_dir, tmp_path):
+def test_fashion_mnist_of_debian_becomes_the_dataset(debian_dir, tmp_path):
   data_dir = str(tmp_path)
   message = prepare_dataset.prepare("fashion_mnist", data_dir)
   assert message.endswith(f"from {debian_dir}")
   for split, prefix in ("train", "train"), ("test", "t10k"):
-    source = core.open_source("fashion_mnist", split=split, data_dir=data_dir)
+    source = registry.open_source(
+        "fashion_mnist", split=split, data_dir=data_dir)
     images, labels = _read_all(source)
     with gzip.open(f"{debian_dir}/{prefix}-images-idx3-ubyte.gz") as file:
       want_images = np.frombuffer(
@@ -290,11 +292,11 @@ def test_real_fashion_mnist(debian_dir, tmp_path):
     with gzip.open(f"{debian_dir}/{prefix}-labels-idx1-ubyte.gz") as file:
       want_labels = np.frombuffer(file.read()[8:], np.uint8)
     assert len(images) == {"train": 60_000, "test": 10_000}[split]
-    # Ten balanced classes, whose names are in the order of the labels.
+    # There are ten balanced classes, named in the order of the labels.
     assert set(np.bincount(labels)) == {len(labels) // 10}
     assert source.class_names[0] == "T-shirt/top"
     assert source.class_names[9] == "Ankle boot"
-    # A few images are there twice, with different labels; compare sums there.
+    # A few images occur twice with different labels; compare sums for them.
     want_images, want_labels = _sort(want_images, want_labels)
     np.testing.assert_array_equal(images, want_images)
     assert (labels != want_labels).sum() <= 20

@@ -14,6 +14,7 @@ from PIL import Image
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import registry
 from big_vision.proj.nerf import cameras
 
 
@@ -100,7 +101,7 @@ def open_scene(data) -> Scene:
     ConfigError: it names a source that is no scene.
     ConfigError, DataError: as the source does.
   """
-  scene = core.open_source(**data)
+  scene = registry.open_source(**data)
   if not isinstance(scene, Scene):
     raise config_lib.ConfigError(
         f"data(name={data['name']!r}) is no scene with cameras; "

@@ -4,6 +4,7 @@ import json
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import registry
 from big_vision.proj.nerf import blender
 from big_vision.proj.nerf import cameras
 from big_vision.proj.nerf import llff
@@ -108,7 +109,8 @@ def _edit(folder, change):
 
 
 def test_blender_scenes_are_sources_of_rays(folder):
-  scene = core.open_source("proj.nerf.blender", path=str(folder), split="train")
+  scene = registry.open_source(
+      "proj.nerf.blender", path=str(folder), split="train")
   assert len(scene) == 2 * 4 * 6
   assert scene.read(np.int64(7)) == {"ray": 7}
   assert scene.describe(24 + 6 + 3).endswith("r_1.png row 1 column 3")
@@ -171,7 +173,7 @@ def test_what_make_scene_made_is_read_back(made):
 def test_blender_arguments_that_cannot_be(folder, wrong, message):
   kw = {"path": str(folder), "split": "train", **wrong}
   with pytest.raises(config_lib.ConfigError, match=message):
-    core.open_source("proj.nerf.blender", **kw)
+    registry.open_source("proj.nerf.blender", **kw)
 
 
 @pytest.mark.parametrize("change, message", [
@@ -225,7 +227,7 @@ def test_broken_distances(made, tmp_path):
 
 def test_names_of_projects_sources():
   with pytest.raises(config_lib.ConfigError, match="proj.nerf.blendr.*blender"):
-    core.open_source("proj.nerf.blendr", path="", split="train")
+    registry.open_source("proj.nerf.blendr", path="", split="train")
   with pytest.raises(config_lib.ConfigError, match="no scene with cameras"):
     scenes.open_scene(dict(name="bv:digits", split="train"))
 

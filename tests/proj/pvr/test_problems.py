@@ -4,14 +4,14 @@ import collections
 import itertools
 
 from big_vision import config as config_lib
-from big_vision.datasets import core
+from big_vision.datasets import registry
 import numpy as np
 import pytest
 import tensorflow as tf
 
 
 def _open(split="train", num_examples=300, **kw):
-  return core.open_source(
+  return registry.open_source(
       "proj.pvr.problems", split=split, num_examples=num_examples, **kw)
 
 
@@ -118,7 +118,7 @@ def test_chains_are_uniform():
 
 def _digits(split):
   """{content of a digit: its labels}, of a split of bv:digits."""
-  source = core.open_source("bv:digits", split=split)
+  source = registry.open_source("bv:digits", split=split)
   table = collections.defaultdict(set)
   dataset = tf.data.Dataset.range(len(source)).map(source.read)
   for example in dataset.as_numpy_iterator():
