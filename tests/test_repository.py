@@ -5,11 +5,13 @@ import importlib
 import json
 import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 
 import big_vision
 from big_vision import config as config_lib
+from big_vision import modules
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -93,6 +95,102 @@ def test_lower_floors_do_not_know_upper_ones():
         parts = name.split(".")
         assert len(parts) < 2 or parts[1] not in upper, (
             f"{path.relative_to(ROOT)} imports {name}")
+
+
+def _dotted(path):
+  parts = path.relative_to(ROOT).with_suffix("").parts
+  return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+  """Imports inside functions count too: they only hide a circle."""
+  known = {_dotted(path): path for path in _files()}
+  needs = {name: {other for other in _imports(path) if other in known}
+           for name, path in known.items()}
+  # A package that re-exports its modules is needed by nothing inside itself.
+  needs = {name: {other for other in others
+                  if other != name and not name.startswith(f"{other}.")}
+           for name, others in needs.items()}
+  while leaves := {name for name, others in needs.items() if not others}:
+    needs = {name: others - leaves for name, others in needs.items()
+             if name not in leaves}
+  assert not needs, f"These modules need each other: {sorted(needs)}"
+
+
+def test_models_holds_modules_with_a_model_and_layers_what_they_share():
+  offered = modules.list_names("model")
+  for path in sorted((PACKAGE / "models").glob("*.py")):
+    assert path.stem == "__init__" or path.stem in offered, path.name
+  for path in sorted((PACKAGE / "layers").rglob("*.py")):
+    defined = {node.name for node in ast.parse(path.read_text()).body
+               if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    assert "Model" not in defined, path.name
+
+
+def test_a_project_is_one_folder():
+  """Nothing of a project is elsewhere, so that one `rm -r` deletes it."""
+  folders = [path for path in PACKAGE.rglob("proj") if path.is_dir()]
+  assert folders == [PACKAGE / "proj"]
+  for path in sorted((PACKAGE / "proj").iterdir()):
+    if path.is_dir() and path.name != "__pycache__":
+      assert (path / "README.md").exists(), path.name
+      assert list(path.glob("configs/*.py")), path.name
+      mirror = ROOT / "tests" / "proj" / path.name
+      assert list(mirror.glob("test_*.py")), f"{mirror} has no tests"
+
+
+def test_tests_mirror_the_package():
+  for path in sorted((ROOT / "tests").rglob("test_*.py")):
+    folder = path.parent.relative_to(ROOT / "tests")
+    assert (PACKAGE / folder).is_dir(), path.relative_to(ROOT)
+
+
+def _own_lines(node):
+  """Lines of a function, its docstring aside."""
+  lines = node.end_lineno - node.lineno + 1
+  first = node.body[0]
+  if ast.get_docstring(node, clean=False) is not None:
+    lines -= first.end_lineno - first.lineno + 1
+  return lines
+
+
+def test_functions_are_short_or_say_why_not():
+  """At most 80 lines; a comment above that begins "Long" states a reason."""
+  for path in _files():
+    text = path.read_text()
+    lines = text.split("\n")
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.FunctionDef) and _own_lines(node) > 80:
+        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        above = []
+        while lines[first - 2].lstrip().startswith("#"):
+          above.append(lines[first - 2].lstrip())
+          first -= 1
+        assert any(line.startswith("# Long") for line in above), (
+            f"{path.relative_to(ROOT)}: {node.name} has {_own_lines(node)} "
+            "lines")
+
+
+def _prose_files():
+  """All files that people read: code, tests, pages."""
+  output = subprocess.run(
+      ["git", "ls-files", "--cached", "--others", "--exclude-standard",
+       "*.py", "*.md"], cwd=ROOT, text=True, capture_output=True, check=True)
+  paths = [ROOT / name for name in output.stdout.split("\n") if name]
+  return [path for path in paths if path.exists()]
+
+
+def test_the_readme_is_short():
+  assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_links_between_pages_lead_somewhere():
+  for path in _prose_files():
+    if path.suffix == ".md":
+      for link in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+        if not link.startswith(("http://", "https://")):
+          assert (path.parent / link).exists(), (
+              f"{path.relative_to(ROOT)} links to {link}")
 
 
 def test_no_file_is_called_utils():
