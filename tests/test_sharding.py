@@ -1,4 +1,4 @@
-"""Meshes and sharding rules, against PartitionSpecs written by hand."""
+"""Tests meshes and sharding rules against PartitionSpecs written by hand."""
 
 from big_vision import config as config_lib
 from big_vision import sharding
@@ -54,7 +54,7 @@ def test_fsdp_takes_the_largest_free_dimension_that_divides():
                           ("odd", "fsdp(('data', 'model'), 0)")])
   assert specs["big"] == P(None, "model", "data")
   assert specs["odd"] == P(None, None, None)
-  assert specs["small"] == P(None, None), "What nothing matches is replicated."
+  assert specs["small"] == P(None, None), "Unmatched leaves stay whole."
 
 
 def test_shard_dim_counts_from_both_ends():
@@ -75,7 +75,7 @@ def test_logical_names_go_through_the_rules():
 
 
 @pytest.mark.parametrize("strategy, message", [
-    ([("kernal", "replicate")], "'kernal' is the first match of no leaf"),
+    ([("kernal", "replicate")], "'kernal' is not the first match of any leaf"),
     ([("kernel", "fsdpp")], "'fsdpp'.*'fsdp'"),
     ([("kernel", "fsdp(axs='data')")], "axs"),
     ([("kernel", "fsdp('dta')")], "'dta'.*'data'"),
@@ -89,7 +89,7 @@ def test_strategy_errors(strategy, message):
     _specs({"kernel": _shape(3, 4, 8)}, strategy)
 
 
-def test_rules_and_batches():
+def test_the_rule_for_act_batch_splits_the_batch():
   mesh = _mesh()
   rules = sharding.make_rules(mesh, [["act_batch", ["data", "model"]]])
   where = sharding.batch_sharding(mesh, rules)
@@ -104,7 +104,7 @@ def test_rules_and_batches():
     sharding.check_divides(20, where, "config.input.batch_size")
 
 
-def test_put_places_every_shard():
+def test_put_gives_each_device_its_shard():
   mesh = _mesh()
   values = {"a": np.arange(32.).reshape(4, 8), "b": np.float32(3)}
   where = sharding.infer(
@@ -116,7 +116,7 @@ def test_put_places_every_shard():
 
 
 def _vit_state(optax_name="scale_by_adam", **model):
-  """The state of a small ViT as jax.ShapeDtypeStruct, with its update."""
+  """Returns the task, its info and the state shapes of a small ViT."""
   config = config_lib.Config(dict(
       model_name="vit", num_classes=8, optax_name=optax_name, lr=1e-3, wd=1e-4,
       model=dict(width=64, depth=2, num_heads=4, mlp_dim=128, patch_size=8,
@@ -152,7 +152,7 @@ def test_tensor_parallelism_splits_heads_and_hidden_units(scan):
 @pytest.mark.parametrize("optax_name", [
     "scale_by_adam", "big_vision.scale_by_adafactor", "big_vision.momentum_hp"])
 @pytest.mark.parametrize("name", sharding.PRESETS)
-def test_presets_split_what_belongs_to_a_parameter_like_it(optax_name, name):
+def test_presets_split_optimizer_state_like_its_parameter(optax_name, name):
   _, _, shapes = _vit_state(optax_name)
   specs = dict(tree.flatten_with_names(sharding.infer(
       shapes, sharding.preset_strategy(name, shapes, _mesh()), _mesh())))
@@ -169,8 +169,8 @@ def test_presets_split_what_belongs_to_a_parameter_like_it(optax_name, name):
   assert compared >= 2 * len(params) or "adafactor" in optax_name
 
 
-def test_tensor_parallelism_exchanges_activations_and_no_parameters():
-  """Two sums per block forward and two backward; heads are never gathered."""
+def test_tensor_parallelism_never_gathers_parameters():
+  """Each block needs two all-reduces forward, two backward, and no gather."""
   task, info, shapes = _vit_state(posemb="sincos2d")
   mesh = info.mesh
   rules = sharding.make_rules(mesh, None, "tp")
@@ -189,7 +189,7 @@ def test_tensor_parallelism_exchanges_activations_and_no_parameters():
   assert sum(c.count for c in over_model) <= 2 * 4
 
 
-def test_fsdp_over_two_axes_splits_what_all_devices_together_do_not_divide():
+def test_fsdp_over_two_axes_splits_leaves_that_do_not_divide_by_all_devices():
   shapes = {"odd": _shape(2052, 1026), "even": _shape(8, 512, 1024),
             "one": _shape(2052, 1025)}
   mesh = sharding.make_mesh([("data", -1), ("more", 2)])
@@ -206,7 +206,7 @@ def test_fsdp_over_two_axes_splits_what_all_devices_together_do_not_divide():
                    "one": (None, None)}
 
 
-def test_explicit_rules_change_those_of_a_preset():
+def test_explicit_rules_override_those_of_a_preset():
   rules = dict(sharding.make_rules(
       _mesh(), [("act_len", "model"), ("act_mlp", None)], "tp"))
   assert rules == {"act_batch": "data", "act_heads": "model", "act_mlp": None,
@@ -218,6 +218,6 @@ def test_preset_errors():
     sharding.preset_rules("tpp", _mesh())
   with pytest.raises(config_lib.ConfigError, match="'model'.*has \\['data'\\]"):
     sharding.preset_rules("fsdp_tp", sharding.make_mesh())
-  with pytest.raises(config_lib.ConfigError, match="none among.*stem"):
+  with pytest.raises(config_lib.ConfigError, match="has neither.*stem"):
     sharding.preset_strategy(
         "tp", {"params": {"stem": _shape(3, 4)}}, _mesh())
