@@ -1,4 +1,4 @@
-"""Checkpoints under real faults: killed processes, full disks, lost files."""
+"""Tests checkpoints with killed processes, full disks and lost files."""
 
 import json
 import os
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-# orbax leaves these behind where reading or writing failed.
+# orbax leaves unclosed resources behind after a failed read or write.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -28,16 +28,16 @@ SMALL, BIG = 1 << 13, 1 << 17
 
 
 def _values(step, size=SMALL):
-  """A state on the host; other numbers for every step, that do not compress."""
+  """Makes a state on the host: incompressible, and different for every step."""
   draw = lambda i, *shape: np.random.default_rng([step, i]).normal(size=shape)
-  # Several that are split: reading them must not mix up their collectives.
+  # Several sharded arrays: reading must not mix up their collectives.
   split = {f"split{i}": np.float32(draw(i, 16, size // 64)) for i in range(4)}
   return {"params": {**split, "whole": draw(9, 5).astype(jnp.bfloat16)},
           "step": np.int32(step)}
 
 
 def _shapes(size=SMALL):
-  """The same, on all devices."""
+  """Returns the shapes of `_values` with shardings over all devices."""
   mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("data",))
   def shape(x):
     names = ("data",) if x.ndim == 2 else ()
@@ -54,7 +54,7 @@ def _state(step, size=SMALL):
 
 
 def _assert_is_of(state, step, size=SMALL):
-  """That this process has the right values in all of its shards."""
+  """Asserts that all shards of this process have the values of `step`."""
   expected = dict(tree.flatten_with_names(_values(step, size)))
   named = dict(tree.flatten_with_names(state))
   assert set(named) == set(expected)
@@ -65,16 +65,17 @@ def _assert_is_of(state, step, size=SMALL):
 
 
 def _python(code, *args, before=()):
-  """Starts a process with one device, that can import this file."""
+  """Starts a process with one device that can import this file."""
   return subprocess.Popen(
       [*before, sys.executable, "-c", code, *map(str, args)], cwd=ROOT,
       text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={
           **os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu",
-          "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])})
+          "PYTHONPATH": os.pathsep.join(
+              [str(ROOT), str(ROOT / "tests" / "run")])})
 
 
-# Imports are slow: every process that is killed is forked from one that has
-# them, before jax has started any thread.
+# Imports are slow, so every process to kill is forked from one that has done
+# them, before jax starts any thread.
 _SAVES_UNTIL_KILLED = """
 import os, sys
 from big_vision.run import checkpoints
@@ -100,20 +101,20 @@ for _ in sys.stdin:
 
 
 def test_kill_9_while_saving(tmp_path):
-  """However often, whenever: what was committed is restored, no rest stays."""
+  """Committed steps are restored and no remains are left, whenever it dies."""
   directory = tmp_path / "checkpoints"
   shapes = _shapes(BIG)
   rng, best, interrupted = random.Random(3), 0, 0
   with _python(_SAVES_UNTIL_KILLED, directory) as zygote:
     def tell():
       line = zygote.stdout.readline()
-      assert line, "It ended by itself."
+      assert line, "The process ended by itself."
       return line.split()[-1]
     for trial in range(8):
       print("go", file=zygote.stdin, flush=True)
       pid = int(tell())
       assert int(tell()) >= best
-      if trial:  # The first is killed at once: before anything is whole.
+      if trial:  # The first is killed at once, before any step is complete.
         until = time.monotonic() + 30
         while not checkpoints.list_steps(directory)[-1:] > [best]:
           assert time.monotonic() < until
@@ -142,19 +143,19 @@ def test_kill_9_while_saving(tmp_path):
 
 @pytest.fixture
 def small_files():
-  """Files of more than 64 kB cannot be written; call it to mend that."""
+  """Limits files to 64 kB; yields a function that lifts the limit."""
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  def mend():
+  def lift():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
-  yield mend
-  mend()
+  yield lift
+  lift()
   signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("noticed_by", ["wait", "save", "close"])
-def test_a_saving_that_fails_is_loud_and_no_step(
+def test_a_failed_save_raises_and_leaves_no_step(
     tmp_path, small_files, noticed_by):
   saver = checkpoints.Checkpoints(str(tmp_path))
   saver.save(1, _state(1))
@@ -218,7 +219,7 @@ print("restored", step)
 
 
 def test_a_full_disk(tmp_path):
-  """On a file system of its own, of 400 kB."""
+  """Uses a file system of its own with 400 kB."""
   mount = 'mount -t tmpfs -o size=400k tmpfs "$0" && exec "$@"'
   for options in (["-m"], ["-r", "-m"]):
     before = ["unshare", *options, "sh", "-c", mount, tmp_path]
@@ -226,7 +227,7 @@ def test_a_full_disk(tmp_path):
         [*before, "true"], capture_output=True, check=False)
     if allowed.returncode == 0:
       break
-  else:  # No right to mount: the limit of the test above stands for it.
+  else:  # Without permission to mount, the test above has to suffice.
     return
   process = _python(_FILLS_THE_DISK, tmp_path, before=before)
   output, _ = process.communicate(timeout=60)
@@ -235,7 +236,7 @@ def test_a_full_disk(tmp_path):
   assert output.lower().count("no space left") == 2, output
   assert output.count("latest 1 []\n") == 2, output
   assert "not noticed" not in output and "restored 3" in output
-  assert not list(tmp_path.iterdir()), "It was not mounted."
+  assert not list(tmp_path.iterdir()), "The file system was not mounted."
 
 
 _ONE_OF_TWO = """
@@ -263,7 +264,7 @@ with checkpoints.Checkpoints(str(directory)) as saver:
   seen.append(saver.restore(shapes))
   for step in (1, 2):
     saver.save(step, test._state(step), {"note": step})
-  # What each process has for itself counts as one.
+  # An array of the host, which every process has, is stored once.
   saver.save(3, {**test._state(3), "step": np.int32(3)}, {"note": 3})
   saver.wait()
   seen.append(restore())
@@ -288,18 +289,16 @@ with checkpoints.Checkpoints(str(directory)) as saver:
     saver.save(2, test._state(3))
   except checkpoints.StorageError as error:
     seen.append(str(error))
-  seen.append(sorted(checkpoints.restore_partial(
-      str(directory), shapes["params"])))
-  # What the first process sees counts.
+  # Only what the first process sees of the directory counts.
   if jax.process_index() == 1:
-    checkpoints.list_steps = lambda unused: [1000]
+    checkpoints.folders.list_steps = lambda unused: [1000]
   seen.append(saver.latest())
 print("SEEN", json.dumps(seen), flush=True)
 """
 
 
 def test_two_processes_agree(tmp_path, capfd):
-  """And do not wait for each other for ever when one cannot read."""
+  """Neither waits forever when the other one cannot read."""
   with socket.socket() as sock:
     sock.bind(("127.0.0.1", 0))
     port = sock.getsockname()[1]
@@ -319,11 +318,12 @@ def test_two_processes_agree(tmp_path, capfd):
       [2, 2, [2], {"note": 2}],
       [3, 3, [2, 3], {"note": 33}]]
   assert "only stored: params/split0" in seen[0][4]
-  assert "2 is there and has other values" in seen[0][5]
-  assert seen[0][6:] == [[*(f"split{i}" for i in range(4)), "whole"], 3]
+  assert "2 exists and has other values" in seen[0][5]
+  assert seen[0][6:] == [3]
   assert outputs[0].count("It is set aside as 3.damaged. Taking step 2") == 1
   assert "It is set aside" not in outputs[1]
-  assert "The arrays of" in capfd.readouterr().err, "Who failed says why."
+  assert "The arrays of" in capfd.readouterr().err, (
+      "The process that failed says why.")
   assert (tmp_path / "3.damaged").is_dir()
   # In this process, on eight devices.
   step, state, _ = checkpoints.Checkpoints(

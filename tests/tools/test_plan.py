@@ -108,7 +108,8 @@ def test_what_the_command_line_gets_wrong_is_said(flag, words):
 @pytest.mark.parametrize("values, words", [
     ({"mesh": [("data", 3), ("model", -1)]}, "there are 8 devices"),
     ({"sharding_rules": [("act_batch", "dta")]}, "mean 'data'"),
-    ({"sharding_strategy": [("parms/.*", "fsdp")]}, "not the first match of any leaf"),
+    ({"sharding_strategy": [("parms/.*", "fsdp")]},
+     "not the first match of any leaf"),
     ({"log_trainig_steps": 3}, "log_training_"),
     ({"warmup_steps": 3}, "config.warmup_steps"),
 ])
