@@ -18,7 +18,8 @@ def _run(code, *args):
   """A process that has `watchdog` and `time` imported."""
   return subprocess.Popen(
       [sys.executable, "-c", "import os, sys, time\n"
-       "from big_vision import watchdog\n" + code, *args], cwd=processes.ROOT,
+       "from big_vision.run import watchdog\n" + code, *args],
+      cwd=processes.ROOT,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
