@@ -23,7 +23,7 @@ class Batches:
     dataset: tf.data.Dataset of this process's rows of each batch.
     first_batch: number of the first one.
     rows: int[r], which rows of a global batch these are.
-    sharding: of the first axis.
+    sharding: Sharding of the batches' first axis.
     batch_size: over all devices.
     prefetch: how many may wait on the devices.
     explain: (error, positions) -> the error to raise.

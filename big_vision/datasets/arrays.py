@@ -97,7 +97,7 @@ def npz(
 
   Args:
     fname: the file.
-    keys: which arrays to use, as a list of their names or as {feature: name}
+    keys: Arrays to use, as a list of their names or as {feature: name}
       ({"image": "x_train", "label": "y_train"}). All of them by default.
     start: first example; see `slicing.slice_bounds`.
     stop: example to stop before; see `slicing.slice_bounds`.

@@ -50,7 +50,7 @@ def listops(
     min_length: fewest tokens, at least 4; so many must fit into an expression
       of the lowest depth that is asked for.
     max_length: most tokens.
-    max_depth: of the deepest expressions, at least 2.
+    max_depth: Depth of the deepest expressions, at least 2.
     max_args: most arguments of one list, at least 2.
     min_depth: None for whatever depths grow; with the lengths above nearly all
       are of depth 10. Otherwise each depth from this one to `max_depth` is

@@ -48,11 +48,11 @@ class GeneratedSource(core.RecordSource):
   what calling Python from it costs is then shared by many examples.
 
   Args:
-    name: of the source, for messages.
+    name: Name of the source, for messages.
     split: "train", "validation" or "test".
     num_examples: how many there are.
     seed: another one gives other examples of the same split, in [0, 2**32).
-    difficulties: which are asked of `draw`, in turn.
+    difficulties: Difficulties that `draw` is asked for, in turn.
     num_classes: how many values a label can take.
 
   Raises:
@@ -180,8 +180,8 @@ def copy(
     min_length: tokens of the shortest sequences, at least 1.
     max_length: tokens of the longest; all lengths are equally frequent.
     num_symbols: symbols, drawn uniformly and independently; at least 2.
-    size: of the padded sequence, at least `max_length`, the default. Sets of
-      sequences of different lengths can so have one shape.
+    size: Length of the padded sequence, by default `max_length`, at least that;
+      it lets sets of sequences of different lengths have one shape.
 
   Raises:
     ConfigError: an option out of its range, or too few sequences for three
@@ -226,7 +226,7 @@ def addition(
     min_digits: the lowest k, at least 1.
     max_digits: the highest k; all are equally frequent. Digits are uniform and
       independent, so numbers may begin with zeros.
-    size: of the padded sequence, at least 2 max_digits + 1, the default.
+    size: Length of the padded sequence, at least 2 max_digits + 1, the default.
 
   Raises:
     ConfigError: an option out of its range.

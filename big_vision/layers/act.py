@@ -53,7 +53,7 @@ def advance(
     p: number in [0, 1], of the shape of what is in `halting`: the probability
       to halt at this step.
     is_last: bool[]; whether this step halts who is still running.
-    epsilon: what may lack to 1, so that one step can be enough.
+    epsilon: Margin below 1 at which a token halts, so that one step can do.
 
   Returns:
     halting: after the step.

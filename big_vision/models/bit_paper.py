@@ -1,7 +1,7 @@
 """BiT as in its paper: ResNets that normalize before each convolution.
 
 This is the form (ResNet "v2") of the published weights. `bit` has the plain
-one, and the parts that both have in common.
+one; `layers/resnet.py` has the parts that both share.
 
 Source: arXiv:1912.11370, arXiv:1603.05027; the parameter names of
 google-research/big_vision.
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from big_vision import tree
 from big_vision import weights
-from big_vision.layers import common
-from big_vision.models import bit
+from big_vision.layers import checks
+from big_vision.layers import resnet
 
 POOL_PADDINGS = ("lowest", "zero")
 
@@ -36,16 +36,16 @@ def standardize_var(kernel):
   return kernel / jnp.sqrt(var + 1e-10)
 
 
-_StdConv = functools.partial(bit.StdConv, standardize=standardize_var)
+_StdConv = functools.partial(resnet.StdConv, standardize=standardize_var)
 # One more than `bit` has: published weights have these shapes.
 _GroupNorm = functools.partial(
-    bit.GroupNorm, epsilon=1e-5, param_shape=(1, 1, 1))
+    resnet.GroupNorm, epsilon=1e-5, param_shape=(1, 1, 1))
 
 
 class ResidualUnit(nn.Module):
   """Three convolutions beside a residual, each after GroupNorm and ReLU.
 
-  Attributes: see `bit.ResidualUnit`.
+  Attributes: see `resnet.ResidualUnit`.
   """
   mid: int
   width: int
@@ -69,7 +69,7 @@ class ResidualUnit(nn.Module):
     x = conv(self.mid, (3, 3), self.strides, padding=((1, 1), (1, 1)),
              groups=self.groups, name="conv2")(x)
     x = nn.relu(norm(name="gn3")(x))
-    return bit.constrain(residual + conv(self.width, name="conv3")(x))
+    return resnet.constrain(residual + conv(self.width, name="conv3")(x))
 
 
 class RootBlock(nn.Module):
@@ -86,7 +86,7 @@ class RootBlock(nn.Module):
     margin = ((1, 1), (1, 1))
     if self.pool_padding == "zero":
       x, margin = jnp.pad(x, ((0, 0), *margin, (0, 0))), "VALID"
-    return bit.constrain(nn.max_pool(x, (3, 3), (2, 2), margin))
+    return resnet.constrain(nn.max_pool(x, (3, 3), (2, 2), margin))
 
 
 class Model(nn.Module):
@@ -96,16 +96,15 @@ class Model(nn.Module):
   size.
 
   Attributes:
-    num_classes: of the head; None has no head and returns features.
-    depth: one of `bit.DEPTHS`, or the number of units in each stage.
+    num_classes: Number of classes; None has no head and returns features.
+    depth: one of `resnet.DEPTHS`, or the number of units in each stage.
     width: factor of the channels; with 1 the root has 64. A multiple of 1/2.
-    groups: of the 3 x 3 convolutions.
+    groups: Number of groups of the 3 x 3 convolutions.
     group_width: channels of each group in the first stage, doubled from stage
       to stage; None is 64 * width / groups.
     head_zeroinit: whether the head's kernel starts at zero.
-    pool_padding: what max pooling sees around its input, whose values are of
-      either sign: "lowest", nothing, as in big_vision; or "zero", as where the
-      paper's weights were trained.
+    pool_padding: Padding of max pooling: "lowest" never wins, as in big_vision;
+      "zero" can, as in the code that trained the paper's weights.
     dtype_mm: dtype of activations. Parameters, their standardization, GroupNorm
       statistics, pooling, pre_logits and logits are float32 regardless.
   """
@@ -128,7 +127,7 @@ class Model(nn.Module):
 
     Returns:
       logits: float32[b, k]; without a head the features, float32[b, c].
-      out: what is on the way, names in order, in dtype_mm unless said:
+      out: intermediates in the order of computation, in dtype_mm unless stated:
         stem [b, h, w, 64 * width], h = ceil(height / 4),
         stageI/unitJJ [b, h, w, c], both counted from 1, h halved (and rounded
         up) and c doubled from stage to stage,
@@ -141,11 +140,11 @@ class Model(nn.Module):
       ValueError: no images, unknown options, channels that do not divide.
     """
     del train
-    bit.check_image(image)
-    common.check_choice("pool_padding", self.pool_padding, POOL_PADDINGS)
-    dtype = common.compute_dtype(self.dtype_mm)
-    units = bit.units_per_stage(self.depth)
-    widths = bit.stage_widths(
+    resnet.check_image(image)
+    checks.check_choice("pool_padding", self.pool_padding, POOL_PADDINGS)
+    dtype = checks.compute_dtype(self.dtype_mm)
+    units = resnet.units_per_stage(self.depth)
+    widths = resnet.stage_widths(
         self.width, self.groups, self.group_width, len(units))
     out = {}
 
@@ -153,13 +152,13 @@ class Model(nn.Module):
         int(64 * self.width), self.pool_padding, dtype,
         name="root_block")(image)
     for i, (num_units, (mid, width)) in enumerate(zip(units, widths), 1):
-      x, out[f"stage{i}"] = bit.Stage(
+      x, out[f"stage{i}"] = resnet.Stage(
           num_units, mid, width, strides=(1, 1) if i == 1 else (2, 2),
           groups=self.groups, dtype=dtype, unit=ResidualUnit,
           unit_name="unit{:02d}", name=f"block{i}")(x)
     x = out["norm_pre_head"] = _GroupNorm(
         dtype=jnp.float32, name="norm-pre-head")(x)
-    x = bit.classify(nn.relu(x), self.num_classes, self.head_zeroinit, out)
+    x = resnet.classify(nn.relu(x), self.num_classes, self.head_zeroinit, out)
     return x, out
 
 

@@ -14,7 +14,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from big_vision import weights
-from big_vision.layers import common
+from big_vision.layers import activation_sharding
+from big_vision.layers import checks
+from big_vision.layers import rematerialization
+from big_vision.layers import stochastic_depth
+from big_vision.layers import variants
 
 # name: (width, depth, tokens_mlp_dim, channels_mlp_dim)
 VARIANTS = {
@@ -26,11 +30,11 @@ VARIANTS = {
 
 
 def decode_variant(variant: str | None) -> dict[str, Any]:
-  """The arguments that "B/16" stands for; see `common.decode_variant`.
+  """The arguments that "B/16" stands for; see `variants.decode_variant`.
 
   Source: arXiv:2105.01601, Table 1.
   """
-  return common.decode_variant(
+  return variants.decode_variant(
       variant, VARIANTS,
       ("width", "depth", "tokens_mlp_dim", "channels_mlp_dim"), family="Mixer",
       is_square=True)
@@ -45,7 +49,7 @@ class Mlp(nn.Module):
   def __call__(self, x):
     width = x.shape[-1]
     x = nn.Dense(self.mlp_dim, dtype=self.dtype)(x)
-    x = common.constrain(x, "act_batch", None, "act_mlp")
+    x = activation_sharding.constrain(x, "act_batch", None, "act_mlp")
     # The approximation by tanh, as published weights were trained with.
     x = nn.gelu(x, approximate=True)
     return nn.Dense(width, dtype=self.dtype)(x)
@@ -84,10 +88,11 @@ class MixerBlock(nn.Module):
   def _add(self, x, y, rate, train):
     """Adds a branch to the residual, or what is left of it in training."""
     if rate is not None:
-      y = common.drop_branch(
+      y = stochastic_depth.drop_branch(
           y, rate, self.make_rng("dropout") if train else None,
           mode=self.stoch_depth_mode, train=train)
-    return common.constrain(x + y, "act_batch", "act_len", "act_emb")
+    return activation_sharding.constrain(
+        x + y, "act_batch", "act_len", "act_emb")
 
 
 class Mixer(nn.Module):
@@ -98,17 +103,18 @@ class Mixer(nn.Module):
   one input per place of the grid.
 
   Attributes:
-    num_classes: of the head, which starts at zero; None has no head and returns
-      features.
+    num_classes: Number of classes; None has no head and returns features. The
+      head starts at zero.
     patch_size: (height, width) of patches, in pixels.
-    width: of the tokens.
+    width: Width of the tokens.
     depth: number of blocks.
     tokens_mlp_dim: hidden width of the MLPs that mix tokens.
     channels_mlp_dim: hidden width of the MLPs that mix channels.
     stoch_depth: rate of stochastic depth of the last block, see
-      `common.stoch_depth_rates`; per example, independent for both branches.
-    stoch_depth_mode: see `common.drop_branch`.
-    remat_policy: what to keep for the backward pass, see `common.remat`.
+      `stochastic_depth.rates`; per example, independent for both branches.
+    stoch_depth_mode: see `stochastic_depth.drop_branch`.
+    remat_policy: activations to keep for the backward pass, see
+      `rematerialization.remat`.
     dtype_mm: dtype of activations. Parameters, LayerNorm statistics, pooling,
       pre_logits and logits are float32 regardless.
   """
@@ -134,7 +140,7 @@ class Mixer(nn.Module):
 
     Returns:
       logits: float32[b, k]; without a head the features, float32[b, d].
-      out: what is on the way, names in order, in dtype_mm unless said:
+      out: intermediates in the order of computation, in dtype_mm unless stated:
         stem [b, h, w, d],
         encoder/blockNN/{token_mixing, +token_mixing, channel_mixing,
         +channel_mixing} and encoder/pre_ln [b, n, d],
@@ -147,10 +153,10 @@ class Mixer(nn.Module):
       ValueError: sizes that are no multiple of the patch or other than those
         the parameters are for, unknown options.
     """
-    common.check_choice(
-        "stoch_depth_mode", self.stoch_depth_mode, common.STOCH_DEPTH_MODES)
-    dtype = common.compute_dtype(self.dtype_mm)
-    patch_size = common.check_patches(image, self.patch_size)
+    checks.check_choice(
+        "stoch_depth_mode", self.stoch_depth_mode, stochastic_depth.MODES)
+    dtype = checks.compute_dtype(self.dtype_mm)
+    patch_size = checks.check_patches(image, self.patch_size)
     self._check_grid(image.shape, patch_size)
     out = {"encoder": {}}
 
@@ -158,11 +164,11 @@ class Mixer(nn.Module):
         self.width, patch_size, strides=patch_size, padding="VALID",
         dtype=dtype, name="stem")(image)
     b, h, w, d = x.shape
-    x = common.constrain(
+    x = activation_sharding.constrain(
         x.reshape(b, h * w, d), "act_batch", "act_len", "act_emb")
 
-    block = common.remat(MixerBlock, self.remat_policy)
-    rates = common.stoch_depth_rates(self.stoch_depth, self.depth)
+    block = rematerialization.remat(MixerBlock, self.remat_policy)
+    rates = stochastic_depth.rates(self.stoch_depth, self.depth)
     for i, rate in enumerate(rates):
       x, out["encoder"][f"block{i:02d}"] = block(
           tokens_mlp_dim=self.tokens_mlp_dim,
@@ -199,7 +205,7 @@ class Mixer(nn.Module):
           "a model for theirs.")
 
 
-@common.takes_fields_of(Mixer)
+@variants.takes_fields_of(Mixer)
 def Model(num_classes: int | None = None, *, variant: str | None = None,
           **kw) -> Mixer:  # pylint: disable=invalid-name
   """A Mixer; `variant` ("B/16") gives the sizes that `kw` does not."""

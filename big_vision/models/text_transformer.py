@@ -1,7 +1,7 @@
-"""Transformer encoder of text: of any sequence of integers.
+"""Transformer encoder of text, or of any other sequence of integers.
 
-Every token sees every other that is no padding. The parameters are named as in
-google-research/big_vision's model of that name.
+Every token sees every other one, except for padding. The parameter names are
+those of google-research/big_vision's model of the same name.
 
 Dimensions: b batch, n tokens, d width, k classes.
 """
@@ -12,9 +12,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from big_vision import weights
-from big_vision.layers import common
-from big_vision.models import universal_transformer
-from big_vision.models import vit
+from big_vision.layers import activation_sharding
+from big_vision.layers import checks
+from big_vision.layers import pooling
+from big_vision.layers import posemb as posemb_lib
+from big_vision.layers import transformer
 
 POSEMBS = ("learn", "sincos")
 POOL_TYPES = ("gap", "none")
@@ -24,19 +26,22 @@ class TextTransformer(nn.Module):
   """Transformer encoder of text; a config calls it `Model`.
 
   Attributes:
-    num_classes: of the head; None has no head and returns features.
-    vocab_size: tokens are in [0, vocab_size).
-    width: of the tokens.
+    num_classes: number of classes, k; None has no head and returns features.
+    vocab_size: number of different tokens.
+    width: width of the tokens, d.
     depth: number of blocks.
     mlp_dim: hidden width of the MLPs; None is 4 * width.
-    num_heads: of attention.
-    posemb: "learn" (one vector per place, for sequences of one length) or
+    num_heads: number of heads of attention.
+    posemb: "learn" (one vector per position, for sequences of one length) or
       "sincos" (fixed, for any length).
-    pool_type: what the head sees: "gap" the mean of the tokens, "none" each.
+    pool_type: input of the head: "gap" the mean of the tokens, "none" each
+      token.
     head_zeroinit: whether the head's kernel starts at zero.
-    dropout: rate, after the position embedding, in MLPs and on both branches.
-    scan: one compiled block instead of `depth`: compiles faster.
-    remat_policy: what to keep for the backward pass, see `common.remat`.
+    dropout: dropout rate, after the position embedding, in MLPs and on both
+      branches.
+    scan: whether to compile one block instead of `depth`: compiles faster.
+    remat_policy: activations to keep for the backward pass, see
+      `rematerialization.remat`.
     dtype_mm: dtype of activations. Parameters, LayerNorm statistics, softmax,
       pooling and logits are float32 regardless.
     attention: implementation, see `attention.MultiHeadAttention`.
@@ -62,26 +67,27 @@ class TextTransformer(nn.Module):
 
     Args:
       text: int[b, n] in [0, vocab_size).
-      mask: bool or number[b, n], 0 for padding, which no token sees and no mean
-        counts; None if there is none.
+      mask: bool or number[b, n], 0 for padding, which no token sees and means
+        leave out; None without padding.
       train: whether dropout acts; it draws from the rng stream "dropout".
 
     Returns:
       logits: float32[b, k], with pool_type "none" per token, [b, n, k]; without
         a head the features, [..., d].
-      out: what is on the way: embedded, with_posemb [b, n, d] in dtype_mm,
+      out: intermediates: embedded, with_posemb [b, n, d] in dtype_mm,
         encoder/... as in `vit.ViT`, encoded float32[b, n, d], pre_logits
-        float32[b, d] or [b, n, d], and with a head logits. What is there of
-        padding means nothing.
+        float32[b, d] or [b, n, d], and with a head logits. Values at padding
+        are meaningless.
 
     Raises:
-      ValueError: text or a mask of another type or shape, unknown options.
+      ValueError: text or mask have another type or shape, or an option is
+        unknown.
     """
-    common.check_choice("posemb", self.posemb, POSEMBS)
-    common.check_choice("pool_type", self.pool_type, POOL_TYPES)
-    common.check_text(text, self.vocab_size)
-    mask = common.check_mask(mask, text.shape)
-    dtype = common.compute_dtype(self.dtype_mm)
+    checks.check_choice("posemb", self.posemb, POSEMBS)
+    checks.check_choice("pool_type", self.pool_type, POOL_TYPES)
+    checks.check_text(text, self.vocab_size)
+    mask = checks.check_mask(mask, text.shape)
+    dtype = checks.compute_dtype(self.dtype_mm)
     n, d = text.shape[1], self.width
     out = {}
 
@@ -89,26 +95,24 @@ class TextTransformer(nn.Module):
         self.vocab_size, d, dtype=dtype, name="Embed_0",
         embedding_init=nn.initializers.normal(stddev=1 / math.sqrt(d)))(text)
     if self.posemb == "learn":
-      posemb = self.param(
-          "pos_embedding", nn.initializers.normal(stddev=1 / math.sqrt(d)),
-          (1, n, d), jnp.float32)
+      posemb = posemb_lib.learned(self, n, d)
     else:
-      # As large as the embeddings, which would drown in it otherwise.
-      posemb = universal_transformer.sincos(
-          jnp.arange(1, n + 1), d) / math.sqrt(d)
+      # Scaled down to the size of the token embeddings.
+      posemb = posemb_lib.sincos(jnp.arange(1, n + 1), d) / math.sqrt(d)
     x = out["with_posemb"] = (x + posemb).astype(dtype)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
-    x = common.constrain(x, "act_batch", "act_len", "act_emb")
+    x = activation_sharding.constrain(x, "act_batch", "act_len", "act_emb")
 
-    x, out["encoder"] = vit.Encoder(
-        depth=self.depth, mlp_dim=self.mlp_dim or 4 * d,
-        num_heads=self.num_heads, dropout=self.dropout, scan=self.scan,
-        remat_policy=self.remat_policy, dtype=dtype, attention=self.attention,
-        name="Encoder_0")(x, train, mask)
+    block = transformer.block_args(
+        self.mlp_dim or 4 * d, self.num_heads, dropout=self.dropout,
+        dtype=dtype, attention=self.attention)
+    x, out["encoder"] = transformer.Encoder(
+        depth=self.depth, block=block, scan=self.scan,
+        remat_policy=self.remat_policy, name="Encoder_0")(x, train, mask)
     out["encoded"] = x
 
     if self.pool_type == "gap":
-      x = common.mean_of_tokens(x, mask)
+      x = pooling.mean_of_tokens(x, mask)
     out["pre_logits"] = x
     if self.num_classes:
       head_init = {"kernel_init": nn.initializers.zeros} if (
@@ -119,4 +123,4 @@ class TextTransformer(nn.Module):
 
 
 Model = TextTransformer
-load = weights.load  # Published ones are of two towers at once.
+load = weights.load  # Published files hold two towers; name one as "FILE:txt".

@@ -1,17 +1,17 @@
-"""Universal Transformer: one block, applied as often as each token asks for.
+"""Universal Transformer: one block, repeated as often as each token needs.
 
-Images or sequences of integers. What a step does, with t from 1:
+It reads images or sequences of integers. Step t = 1, 2, ... computes
 
-  x   = H^(t-1) + P^t             coordinates, of places and of the step
-  p^t = sigmoid(w x + b)          of halting, see `act`
+  x   = H^(t-1) + P^t             adds coordinates, of positions and of the step
+  p^t = sigmoid(w x + b)          probability of halting, see `act`
   A   = LN(x + attention(x))
   H^t = LN(A + transition(A))     for the tokens that are running
 
-and the output is the mean of H^1, H^2, ... by the weights of `act`. A token
-that has halted keeps its state, which the others still attend to.
+and the output is the mean of H^1, H^2, ..., weighted as in `act`. A token that
+has halted keeps its state, and the others still attend to it.
 
 Training scans over all steps, because a loop of unknown length has no gradient;
-evaluation stops when every token of the batch has halted. Both compute the
+evaluation stops when every token of the batch has halted. The results are the
 same.
 
 Source: arXiv:1807.03819. Differs in that norms may come first, as in the
@@ -22,6 +22,7 @@ k classes.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -30,137 +31,69 @@ import jax.numpy as jnp
 
 from big_vision import weights
 from big_vision.layers import act
+from big_vision.layers import activation_sharding
 from big_vision.layers import attention as attention_lib
-from big_vision.layers import common
-from big_vision.models import vit
+from big_vision.layers import checks
+from big_vision.layers import pooling
+from big_vision.layers import posemb as posemb_lib
+from big_vision.layers import rematerialization
+from big_vision.layers import transformer
+from big_vision.layers import transition
 
 HALTINGS = ("act", "none")
-NORMS = ("post", "pre")
-TRANSITIONS = ("dense", "conv")
 POSEMBS = ("sincos", "sincos2d")
 POOL_TYPES = ("gap", "none")
 EVAL_LOOPS = ("while", "scan")
 
 
-def sincos(position, width: int):
-  """Sines and cosines of a coordinate, of geometrically falling frequencies.
-
-  Args:
-    position: number[...].
-    width: even; channel 2j is the sine and 2j + 1 the cosine of
-      position / 10000^(2j / width).
-
-  Returns:
-    float32[..., width] in [-1, 1].
-
-  Raises:
-    ValueError: `width` is odd.
-
-  Source: arXiv:1807.03819, Section 2.1, one of the two summands.
-  """
-  if width % 2:
-    raise ValueError(f"Coordinates want an even width, it is {width}.")
-  omega = 10_000. ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-  angle = jnp.asarray(position, jnp.float32)[..., None] * omega
-  both = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-  return both.reshape(*angle.shape[:-1], width)
-
-
-class Transition(nn.Module):
-  """What happens to each token after attention: two layers, a ReLU between.
-
-  "dense" layers look at the token alone. "conv" layers are separable
-  convolutions, 3 wide along each axis of the grid: of the text or, in images,
-  of both rows and columns. What is no token is zero to them.
-
-  Source: arXiv:1807.03819, Section 2.1, where the convolution is along one axis
-  and its width is not given.
-  """
-  mlp_dim: int
-  grid: Sequence[int]
-  transition: str = "dense"
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, mask=None):
-    """[b, n, d] -> [b, n, d]; `mask` is bool[b, n] or None."""
-    width = x.shape[-1]
-    x = self._mix(self._dense(self.mlp_dim, 0), self._conv(width, 0), x, mask)
-    x = common.constrain(x, "act_batch", "act_len", "act_mlp")
-    x = nn.relu(x)
-    return self._mix(
-        self._dense(width, 1), self._conv(self.mlp_dim, 1), x, mask)
-
-  def _dense(self, width, i):
-    return nn.Dense(
-        width, dtype=self.dtype, name=f"Dense_{i}",
-        kernel_init=nn.initializers.xavier_uniform(),
-        bias_init=nn.initializers.normal(stddev=1e-6))
-
-  def _conv(self, width, i):
-    """Each channel by itself; without a bias, as a dense layer follows."""
-    if self.transition == "dense":
-      return None
-    return nn.Conv(
-        width, (3,) * len(self.grid), feature_group_count=width,
-        use_bias=False, dtype=self.dtype, name=f"Conv_{i}")
-
-  def _mix(self, dense, conv, x, mask):
-    """A layer."""
-    if conv is not None:
-      if mask is not None:
-        # Every time anew: a bias makes something of what was zero.
-        x = jnp.where(mask[..., None], x, 0)
-      b, n, d = x.shape
-      x = conv(x.reshape(b, *self.grid, d)).reshape(b, n, d)
-    return dense(x)
-
-
 class Carry(NamedTuple):
-  """What goes from step to step.
+  """Values that one step hands to the next.
 
   Attributes:
     state: [b, n, d], H of the step before.
-    output: float32[b, n, d], the weighted sum of states up to here.
-    halting: act.Halting of [b, n].
+    output: float32[b, n, d], the weighted sum of states so far.
+    halting: act.Halting with arrays [b, n].
   """
   state: Any
   output: Any
   halting: act.Halting
 
 
-class Block(nn.Module):
-  """A step of all tokens."""
-  mlp_dim: int
-  num_heads: int
-  grid: Sequence[int]
+class Step(nn.Module):
+  """One step of all tokens: coordinates, halting, the transformer block.
+
+  Attributes:
+    block: arguments of `transformer.Block`.
+    max_steps: number of the last step.
+    halting: see `UniversalTransformer`.
+    epsilon: see `UniversalTransformer`.
+    dtype: dtype of states.
+  """
+  block: Mapping[str, Any]
   max_steps: int
   halting: str = "act"
   epsilon: float = 0.01
-  transition: str = "dense"
-  norm: str = "post"
-  dropout: float = 0.0
   dtype: Any = jnp.float32
-  attention: str = "dense"
 
   @nn.compact
   def __call__(self, carry: Carry, t, train: bool, posemb, mask=None):
-    """The step number `t`, int32[], the first is 1.
+    """Takes a step.
 
     Args:
-      carry: after the step before.
-      t: number of the step.
+      carry: values after the step before.
+      t: int32[], number of the step; the first is 1.
       train: whether dropout acts.
-      posemb: float32[n, d] or [b, n, d], what is added at every step.
-      mask: bool[b, n], False for padding; None if there is none.
+      posemb: float32[n, d] or [b, n, d], added at every step.
+      mask: bool[b, n], False for padding; None without padding.
 
     Returns:
-      carry: after the step.
-      out: state [b, n, d] after the step, weight float32[b, n] of it.
+      carry: values after the step.
+      out: state [b, n, d] after the step and its weight, float32[b, n]; if
+        attention returns its weights, sa_weights float32[b, heads, n, n].
     """
     running = carry.halting.running
-    coordinates = posemb + sincos(t, posemb.shape[-1])
-    # Of those who have halted, too: they are looked at like the others.
+    coordinates = posemb + posemb_lib.sincos(t, posemb.shape[-1])
+    # Halted tokens need coordinates too: the others still attend to them.
     x = (carry.state + coordinates).astype(self.dtype)
     if self.halting == "act":
       # Starts at sigmoid(1) = .73 for every token: two steps, at any width.
@@ -171,33 +104,32 @@ class Block(nn.Module):
     else:
       p = jnp.zeros(running.shape, jnp.float32)
 
-    attention = attention_lib.MultiHeadAttention(
-        self.num_heads, attention=self.attention, dtype=self.dtype,
-        name="MultiHeadDotProductAttention_0")
-    transition = Transition(self.mlp_dim, self.grid, self.transition,
-                            self.dtype, name="transition")
-    seen = None if mask is None else mask[:, None, None, :]
-    x = self._add(x, lambda x: attention(x, mask=seen), train)
-    x = self._add(x, lambda x: transition(x, mask), train)
+    block = transformer.Block(**self.block)
+    nn.share_scope(self, block)
+    x, out_block = block(x, None, train, mask)
 
     state = jnp.where(running[..., None], x, carry.state)
     halting, weight = act.advance(
         carry.halting, p, t >= self.max_steps, epsilon=self.epsilon)
     output = carry.output + weight[..., None] * state.astype(jnp.float32)
-    return Carry(state, output, halting), {"state": state, "weight": weight}
-
-  def _add(self, x, branch, train):
-    """A branch beside the residual, and the norm before it or after both."""
-    norm = nn.LayerNorm(dtype=self.dtype)
-    y = branch(norm(x) if self.norm == "pre" else x)
-    x = x + nn.Dropout(self.dropout)(y, deterministic=not train)
-    x = x if self.norm == "pre" else norm(x)
-    return common.constrain(x, "act_batch", "act_len", "act_emb")
+    out = {"state": state, "weight": weight}
+    if "sa_weights" in out_block:
+      out["sa_weights"] = out_block["sa_weights"]
+    return Carry(state=state, output=output, halting=halting), out
 
 
 class Encoder(nn.Module):
-  """The block in depth: as a scan, or as a loop that stops early."""
-  block: Mapping[str, Any]
+  """Repeats the step: as a scan, or as a loop that stops early.
+
+  Attributes:
+    step: arguments of `Step`.
+    norm: "pre" or "post", see `UniversalTransformer`.
+    max_steps: number of the last step.
+    eval_loop: see `UniversalTransformer`.
+    remat_policy: see `rematerialization.remat`.
+  """
+  step: Mapping[str, Any]
+  norm: str
   max_steps: int
   eval_loop: str = "while"
   remat_policy: str = "none"
@@ -207,14 +139,16 @@ class Encoder(nn.Module):
     """[b, n, d] -> float32[b, n, d] (0 for padding), out."""
     b, n, _ = x.shape
     real = jnp.ones((b, n), bool) if mask is None else mask
-    carry = Carry(x, jnp.zeros(x.shape, jnp.float32), act.start(real))
-    # Parameters are made in the scan: the loop may not add any.
+    carry = Carry(
+        state=x, output=jnp.zeros(x.shape, jnp.float32),
+        halting=act.start(real))
+    # Initialize in the scan, because a while loop cannot create parameters.
     is_loop = not (
         train or self.eval_loop == "scan" or self.is_initializing())
     carry, out, num_executed = (self._loop if is_loop else self._scan)(
         carry, posemb, train, mask)
     x = carry.output
-    if self.block["norm"] == "pre":
+    if self.norm == "pre":
       out["pre_ln"] = x
       x = nn.LayerNorm(name="encoder_norm", dtype=jnp.float32)(x)
       x = jnp.where(real[..., None], x, 0)
@@ -224,15 +158,17 @@ class Encoder(nn.Module):
     return x, out
 
   def _scan(self, carry, posemb, train, mask):
-    block = common.remat(Block, self.remat_policy, in_scan=True)
+    step = rematerialization.remat(Step, self.remat_policy, in_scan=True)
     carry, outs = nn.scan(
-        block, variable_broadcast=["params", attention_lib.FEATURES],
+        step, variable_broadcast=["params", attention_lib.FEATURES],
         split_rngs={"params": False, "dropout": True},
         in_axes=(0,) + (nn.broadcast,) * 3, length=self.max_steps)(
-            **self.block, max_steps=self.max_steps, name="block")(
+            **self.step, max_steps=self.max_steps, name="block")(
                 carry, jnp.arange(1, self.max_steps + 1), train, posemb, mask)
     out = {f"step{t + 1:02d}": outs["state"][t] for t in range(self.max_steps)}
     out["weights"] = jnp.moveaxis(outs["weight"], 0, -1)
+    if "sa_weights" in outs:
+      out["sa_weights"] = jnp.moveaxis(outs["sa_weights"], 0, 1)
     return carry, out, jnp.asarray(self.max_steps, jnp.int32)
 
   def _loop(self, carry, posemb, train, mask):
@@ -249,7 +185,7 @@ class Encoder(nn.Module):
     b, n, _ = carry.state.shape
     num_executed, carry, all_weights = nn.while_loop(
         is_anyone_running, step,
-        Block(**self.block, max_steps=self.max_steps, name="block"),
+        Step(**self.step, max_steps=self.max_steps, name="block"),
         (jnp.zeros((), jnp.int32), carry,
          jnp.zeros((self.max_steps, b, n), jnp.float32)),
         broadcast_variables=True)
@@ -260,31 +196,33 @@ class UniversalTransformer(nn.Module):
   """Universal Transformer for images or for text; a config calls it `Model`.
 
   Attributes:
-    num_classes: of the head; None has no head and returns features.
-    vocab_size: of text; None is for images.
-    patch_size: (height, width) of patches, in pixels; of images only.
-    width: of the tokens.
+    num_classes: number of classes, k; None has no head and returns features.
+    vocab_size: number of different tokens of text; None reads images.
+    patch_size: (height, width) of patches, in pixels; for images only.
+    width: width of the tokens, d.
     mlp_dim: hidden width of the transition; None is 4 * width.
-    num_heads: of attention.
-    max_steps: the last step; parameters do not depend on it.
-    halting: "act", or "none" where each token takes all steps and the last
-      state is the output.
-    epsilon: a token halts when its probabilities add up to 1 - epsilon.
+    num_heads: number of heads of attention.
+    max_steps: number of the last step; parameters do not depend on it.
+    halting: "act"; or "none", where each token takes all steps and the output
+      is the last state.
+    epsilon: margin below 1 of the sum of probabilities at which a token halts.
     transition: "dense" or "conv", see `Transition`.
     norm: "post", LayerNorm after each residual, as in the paper; or "pre",
       before each branch and once at the end.
-    posemb: of places, "sincos" (tokens one after the other) or "sincos2d"
-      (images, rows and columns). Sines of the step are added to either, both
-      anew at every step.
-    max_shift: in training, places are counted from a random number up to this,
-      another for every example, so that a model learns distances more than
-      places and may read longer texts (Section 3.3); "sincos" only.
-    pool_type: what the head sees: "gap" the mean of the tokens, "none" each.
+    posemb: coordinates of positions, "sincos" (one after the other) or
+      "sincos2d" (rows and columns of images). Sines of the step are added to
+      either; both are added again at every step.
+    max_shift: largest random shift of all positions of an example in training,
+      so that a model learns distances rather than positions and may read longer
+      texts (Section 3.3); "sincos" only.
+    pool_type: input of the head: "gap" the mean of the tokens, "none" each
+      token.
     head_zeroinit: whether the head's kernel starts at zero.
-    dropout: rate, of what enters the first step and on both branches.
+    dropout: dropout rate, on the input of the first step and on both branches.
     eval_loop: "while" stops when all tokens of a batch have halted, but has no
       gradient; "scan" takes all steps, as training always does.
-    remat_policy: what to keep for the backward pass, see `common.remat`.
+    remat_policy: activations to keep for the backward pass, see
+      `rematerialization.remat`.
     dtype_mm: dtype of states. Parameters, LayerNorm statistics, softmax,
       everything about halting, output and logits are float32 regardless.
     attention: implementation, see `attention.MultiHeadAttention`.
@@ -317,64 +255,63 @@ class UniversalTransformer(nn.Module):
     Args:
       image: float32[b, height, width, channels], by custom in [-1, 1]; with
         `vocab_size` instead text, int[b, n] in [0, vocab_size).
-      mask: bool or number[b, n], 0 for padding, which no token sees, no mean
-        counts and no step is taken for; None if there is none.
+      mask: bool or number[b, n], 0 for padding, which takes no steps and which
+        no token sees and means leave out; None without padding.
       train: whether all steps are taken, and dropout and shifts act; they draw
         from the rng stream "dropout".
 
     Returns:
-      logits: float32[b, k], with pool_type "none" per token, [b, n, k] (of
-        padding: those of zeros); without a head the features, [..., d].
-      out: what is on the way:
+      logits: float32[b, k], with pool_type "none" per token, [b, n, k] (at
+        padding, those of zeros); without a head the features, [..., d].
+      out: intermediates:
         stem [b, h, w, d] or [b, n, d] in dtype_mm;
-        encoder/stepNN [b, n, d] in dtype_mm, states after each step, the first
-        is 01, of a scan only; encoder/weights float32[b, n, max_steps] of the
-        states, which sum to 1; encoder/num_steps int32[b, n], N;
-        encoder/ponder float32[b, n], N + R; encoder/num_executed int32[], steps
-        that were computed; encoder/pre_ln float32[b, n, d] with norm "pre";
-        encoded float32[b, n, d], 0 for padding; pre_logits float32[b, d] or
+        encoder/stepNN [b, n, d] in dtype_mm, states after each step from 01 on,
+        and, if attention returns its weights, encoder/sa_weights
+        float32[b, max_steps, heads, n, n], both from a scan only;
+        encoder/weights float32[b, n, max_steps], weights of the states, which
+        sum to 1; encoder/num_steps int32[b, n], N; encoder/ponder
+        float32[b, n], N + R; encoder/num_executed int32[], number of steps that
+        were computed; encoder/pre_ln float32[b, n, d] with norm "pre";
+        encoded float32[b, n, d], 0 at padding; pre_logits float32[b, d] or
         [b, n, d]; with a head logits.
-        With halting "act": losses/ponder_cost float32[], N + R, the mean over
-        an example's tokens that are no padding, then over the batch;
-        measurements/mean_steps, that of N, and measurements/executed_steps,
-        what was computed. A scan computes all steps, however small the mean: of
-        the work of max_steps, a loop does at best the share mean_steps /
-        max_steps, and did executed_steps / max_steps.
+        With halting "act": losses/ponder_cost float32[], the mean of N + R over
+        an example's tokens except padding, then over the batch;
+        measurements/mean_steps, the same mean of N, and
+        measurements/executed_steps, the number of steps that were computed. A
+        scan computes max_steps steps, however small the mean; a loop computes
+        executed_steps, and at best mean_steps, of them.
 
     Raises:
-      ValueError: sizes that do not fit, unknown options.
+      ValueError: an option is unknown or invalid, or sizes do not fit.
     """
     self._check()
-    dtype = common.compute_dtype(self.dtype_mm)
+    dtype = checks.compute_dtype(self.dtype_mm)
     x = self._tokens(image, dtype)
     out = {"stem": x}
     grid = x.shape[1:-1]
     x = x.reshape(x.shape[0], -1, self.width)
     b, n, d = x.shape
-    mask = common.check_mask(mask, (b, n))
+    mask = checks.check_mask(mask, (b, n))
     if self.posemb == "sincos2d":
-      posemb = vit.posemb_sincos2d(*grid, d)[0]
+      posemb = posemb_lib.sincos2d(*grid, d)[0]
     else:
       place = jnp.arange(1, n + 1)
       if train and self.max_shift:
         place += jax.random.randint(
             self.make_rng("dropout"), (b, 1), 0, self.max_shift + 1)
-      posemb = sincos(place, d)
+      posemb = posemb_lib.sincos(place, d)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
-    x = common.constrain(x, "act_batch", "act_len", "act_emb")
+    x = activation_sharding.constrain(x, "act_batch", "act_len", "act_emb")
 
     x, out["encoder"] = Encoder(
-        dict(mlp_dim=self.mlp_dim or 4 * d, num_heads=self.num_heads,
-             grid=grid, halting=self.halting, epsilon=self.epsilon,
-             transition=self.transition, norm=self.norm, dropout=self.dropout,
-             dtype=dtype, attention=self.attention),
-        max_steps=self.max_steps, eval_loop=self.eval_loop,
-        remat_policy=self.remat_policy, name="Transformer")(
-            x, posemb, train, mask)
+        self._step_args(grid, dtype), norm=self.norm, max_steps=self.max_steps,
+        eval_loop=self.eval_loop, remat_policy=self.remat_policy,
+        name="Transformer")(x, posemb, train, mask)
     out["encoded"] = x
     if self.halting == "act":
-      # Per example first, so that parts of a batch average to the whole.
-      mean = lambda name: common.mean_of_tokens(
+      # Average over examples first, so that parts of a batch average to the
+      # whole.
+      mean = lambda name: pooling.mean_of_tokens(
           out["encoder"][name].astype(jnp.float32), mask).mean()
       out["losses"] = {"ponder_cost": mean("ponder")}
       out["measurements"] = {
@@ -383,7 +320,7 @@ class UniversalTransformer(nn.Module):
               out["encoder"]["num_executed"].astype(jnp.float32)}
 
     if self.pool_type == "gap":
-      x = common.mean_of_tokens(x, mask)
+      x = pooling.mean_of_tokens(x, mask)
     out["pre_logits"] = x
     if self.num_classes:
       head_init = {"kernel_init": nn.initializers.zeros} if (
@@ -392,28 +329,44 @@ class UniversalTransformer(nn.Module):
           self.num_classes, name="head", **head_init)(x)
     return x, out
 
+  def _step_args(self, grid, dtype) -> dict[str, Any]:
+    """Returns the arguments of `Step`."""
+    block = dict(
+        attention=functools.partial(
+            attention_lib.MultiHeadAttention, self.num_heads,
+            attention=self.attention, dtype=dtype),
+        mlp=functools.partial(
+            transition.Transition, self.mlp_dim or 4 * self.width, grid,
+            self.transition, dtype),
+        norm=self.norm, dropout=self.dropout, dtype=dtype,
+        names=transformer.BlockNames(mlp="transition"))
+    return dict(
+        block=block, halting=self.halting, epsilon=self.epsilon, dtype=dtype)
+
   def _tokens(self, image, dtype):
-    """[b, h, w, d] of images, [b, n, d] of text."""
+    """Embeds images as [b, h, w, d], text as [b, n, d]."""
     if self.vocab_size is not None:
-      common.check_text(
+      checks.check_text(
           image, self.vocab_size, "For images, leave vocab_size out.")
-      # As large as the coordinates, which it would drown in otherwise.
+      # As large as the coordinates that are added to it.
       return nn.Embed(
           self.vocab_size, self.width, dtype=dtype, name="embedding",
           embedding_init=nn.initializers.normal(stddev=1.0))(image)
-    patch_size = common.check_patches(
+    patch_size = checks.check_patches(
         image, self.patch_size, "For text, set vocab_size.")
     return nn.Conv(
         self.width, patch_size, strides=patch_size, padding="VALID",
         dtype=dtype, name="embedding")(image)
 
   def _check(self):
-    """Raises ValueError for options that cannot be."""
+    """Raises ValueError for invalid options."""
     for what, options in (
-        ("halting", HALTINGS), ("norm", NORMS), ("transition", TRANSITIONS),
+        ("halting", HALTINGS), ("norm", transformer.NORMS),
+        ("transition", transition.TRANSITIONS),
         ("posemb", POSEMBS), ("pool_type", POOL_TYPES),
-        ("eval_loop", EVAL_LOOPS), ("remat_policy", common.REMAT_POLICIES)):
-      common.check_choice(what, getattr(self, what), options)
+        ("eval_loop", EVAL_LOOPS),
+        ("remat_policy", rematerialization.REMAT_POLICIES)):
+      checks.check_choice(what, getattr(self, what), options)
     if self.max_steps < 1:
       raise ValueError(f"max_steps must be at least 1, it is {self.max_steps}.")
     if not 0 < self.epsilon < 1:
@@ -421,10 +374,10 @@ class UniversalTransformer(nn.Module):
     if self.max_shift < 0 or (self.max_shift and self.posemb != "sincos"):
       raise ValueError(
           f"max_shift={self.max_shift} must be at least 0, and 0 unless posemb "
-          f"is 'sincos'; it is {self.posemb!r}.")
+          f"is 'sincos'; posemb is {self.posemb!r}.")
     if self.posemb == "sincos2d" and self.vocab_size is not None:
       raise ValueError("posemb='sincos2d' is for images; text has 'sincos'.")
 
 
 Model = UniversalTransformer
-load = weights.load  # Nothing is published.
+load = weights.load  # There are no published weights.

@@ -24,8 +24,8 @@ def value_range(
   Shapes may be unknown; refuses a RaggedTensor.
 
   Args:
-    vmin: what becomes of `in_min`.
-    vmax: what becomes of `in_max`.
+    vmin: Value that `in_min` is mapped to.
+    vmax: Value that `in_max` is mapped to.
     in_min: one number, or one for each entry of the last axis.
     in_max: likewise.
     clip_values: whether values outside of [in_min, in_max] are clipped; if
@@ -180,7 +180,7 @@ def pad_to_shape(
   Args:
     shape: sizes of the result; None leaves an axis as it is. A value that is
       larger raises an InvalidArgumentError with both shapes.
-    pad_value: what is filled in.
+    pad_value: Value of the padding.
     where: "after", "before", or "both", which gives the end the odd one.
   """
   if where not in ("after", "before", "both"):

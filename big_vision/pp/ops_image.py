@@ -212,7 +212,7 @@ def inception_crop(
   height is within .75 to 1.33.
 
   Args:
-    size: of the result; None: the crop stays as it is.
+    size: Size of the result; None keeps that of the crop.
     area_min: area of the smallest part, in percent of the image.
     area_max: area of the largest part, in percent.
     method: see `resize`.
@@ -260,7 +260,7 @@ def resize(size: Size, method: str = "bilinear", antialias: bool = False):
   in the trainings whose results we compare to.
 
   Args:
-    size: of the result.
+    size: Size of the result.
     method: "bilinear", "area", "bicubic", "gaussian", "lanczos3", "lanczos5",
       "mitchellcubic" or "nearest".
     antialias: whether shrinking averages over all pixels. Better True for what
@@ -417,7 +417,7 @@ def vgg_value_range(
   uint8 or float [h, w, 3] in [0, 255] to float32[h, w, 3], about [-2.2, 2.7].
 
   Args:
-    mean: of red, green, blue, in [0, 255].
+    mean: Means of red, green and blue, in [0, 255].
     std: their standard deviations, in the same unit.
   """
   return _make_standardize(mean, std)

@@ -35,7 +35,7 @@ def register(name: str, random: bool = False) -> Callable:
   """Decorates an op's factory: registers it as `name`.
 
   Args:
-    name: what preprocessing strings call the op; an identifier.
+    name: Name of the op in preprocessing strings; an identifier.
     random: whether the op's function takes a seed.
 
   Raises:

@@ -44,7 +44,7 @@ class Session:
   Args:
     config: Config of the run.
     workdir: Directory of the run.
-    built: What `config` describes.
+    built: Mesh, data and task that `config` describes.
     rollback: Rollback that this session follows; None for the first session.
 
   Attributes:

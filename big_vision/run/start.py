@@ -39,7 +39,7 @@ def find(built: build_lib.Built, saver: checkpoints.Checkpoints,
   A new state holds what the task loads ("model_init"); the rest is drawn.
 
   Args:
-    built: What the run's config describes.
+    built: Mesh, data and task that the run's config describes.
     saver: Checkpoints of this run; they come first.
     resume: Directory of another run to continue from; None for a new run.
 

@@ -84,7 +84,7 @@ def fail_together(exit_code: int, message: str, is_expected: bool = True):
   Without this, jax keeps all of them until its shutdown times out.
 
   Args:
-    exit_code: of this process and of the others.
+    exit_code: Exit code of this process and of the others.
     message: why; the others print it.
     is_expected: False for an error that may be the consequence of what happened
       to another process; then that is looked for first.

@@ -19,11 +19,12 @@ PRESETS = ("replicate", "fsdp", "tp", "fsdp_tp")
 # a scan have one more dimension, depth, in front.
 _TENSOR_PARALLEL = (
     (r".*/(query|key|value)/(kernel|bias)", "shard_dim('model', -2)"),
-    (r".*/MultiHeadDotProductAttention_\d+/out/kernel",
+    # The second of each pair of names is that of GPTs.
+    (r".*/(MultiHeadDotProductAttention|block)_\d+/out/kernel",
      "shard_dim('model', -3)"),
-    (r".*/(MlpBlock_\d+|transition)/Dense_0/(kernel|bias)",
+    (r".*/((MlpBlock_\d+|transition)/Dense_0|mlp_in)/(kernel|bias)",
      "shard_dim('model', -1)"),
-    (r".*/(MlpBlock_\d+|transition)/Dense_1/kernel",
+    (r".*/((MlpBlock_\d+|transition)/Dense_1|mlp_out)/kernel",
      "shard_dim('model', -2)"),
 )
 # Adafactor's factored moments have fewer dimensions than their kernel, so the

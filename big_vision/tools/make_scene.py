@@ -94,7 +94,7 @@ def look(solids: Sequence[Solid], origins, directions):
   Where solids overlap, densities add, and colours count by density.
 
   Args:
-    solids: of the scene.
+    solids: Solids of the scene.
     origins: float64[b, 3].
     directions: float64[b, 3], of any length.
 
@@ -149,9 +149,9 @@ def render(solids: Sequence[Solid], pose, angle: float, size: int):
   """The image of a camera.
 
   Args:
-    solids: of the scene.
+    solids: Solids of the scene.
     pose: float64[4, 4], camera-to-world.
-    angle: of view, from the left to the right edge, radians.
+    angle: Angle of view, from the left to the right edge, radians.
     size: height and width, pixels.
 
   Returns:
@@ -179,7 +179,7 @@ def positions(num: int, phase: float, radius: float = 4.0) -> np.ndarray:
   Args:
     num: how many.
     phase: in [0, 1); different ones share no position.
-    radius: of the sphere.
+    radius: Radius of the sphere.
   """
   k = np.arange(num) + phase
   z = 0.1 + 0.85 * (k + 0.5) / (num + 1)

@@ -15,7 +15,8 @@ from big_vision import modules
 from big_vision import task as task_lib
 from big_vision import tree
 from big_vision.layers import attention
-from big_vision.layers import common
+from big_vision.layers import checks
+from big_vision.layers import pooling
 from big_vision.task import Info, Task
 from big_vision.trainers import learner as learner_lib
 
@@ -209,8 +210,8 @@ def score(xent: Callable, logits, batch) -> tuple[Any, Any]:
         f"the batch needs a \"mask\" of the tokens that count, "
         f"{list(loss.shape)}. It has {sorted(batch)}: keep it in "
         "config.input.pp.")
-  token_mask = common.check_mask(batch["mask"], loss.shape)
-  return tuple(common.mean_of_tokens(x, token_mask) for x in (loss, top1))
+  token_mask = checks.check_mask(batch["mask"], loss.shape)
+  return tuple(pooling.mean_of_tokens(x, token_mask) for x in (loss, top1))
 
 
 def dense_labels(labels, shape):

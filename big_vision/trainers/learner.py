@@ -134,7 +134,7 @@ def make(config: Mapping[str, Any], params_spec, info: Info, *,
     config: Reads grad_accum_steps, ema_decay and the keys of `optim.make`.
     params_spec: Parameters as arrays or jax.ShapeDtypeStruct.
     info: Sizes of the run.
-    mean_over: What the loss is a mean over, see `gradients.from_config`.
+    mean_over: Unit that the loss averages over, see `gradients.from_config`.
 
   Raises:
     ConfigError: A value is invalid, or the loss does not allow what is asked.

@@ -3,7 +3,7 @@
 import math
 
 from big_vision.layers import act
-from big_vision.layers import common
+from big_vision.layers import pooling
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,8 +127,8 @@ def test_mean_of_nothing_is_zero_and_ignores_what_padding_holds():
   """U6: the mean that the ponder cost is."""
   values = jnp.array([[1., math.nan], [3., math.inf], [5., 6.]])
   mask = jnp.array([[True, False], [True, False], [False, False]])
-  np.testing.assert_array_equal(common.mean_of_tokens(values, mask), [1, 3, 0])
-  grads = jax.grad(lambda v: common.mean_of_tokens(v, mask).sum())(values)
+  np.testing.assert_array_equal(pooling.mean_of_tokens(values, mask), [1, 3, 0])
+  grads = jax.grad(lambda v: pooling.mean_of_tokens(v, mask).sum())(values)
   np.testing.assert_array_equal(grads, [[1, 0], [1, 0], [0, 0]])
 
 

@@ -6,6 +6,7 @@ import math
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import tree
+from big_vision.layers import resnet
 from big_vision.models import bit
 from big_vision.models import bit_paper
 import jax
@@ -169,7 +170,7 @@ def test_padding_of_the_pool_matters_at_the_borders():
 
 
 @pytest.mark.parametrize("standardize,divisor", [
-    (bit.standardize_std, 1e-5 + 1e-5),
+    (resnet.standardize_std, 1e-5 + 1e-5),
     (bit_paper.standardize_var, math.sqrt(1e-10 + 1e-10))])
 def test_standardized_weights(standardize, divisor):
   kernel = np.random.default_rng(0).normal(size=(3, 2, 4, 6))
@@ -192,7 +193,7 @@ def test_standardized_weights(standardize, divisor):
 def test_group_norm_epsilon_and_large_means(epsilon):
   """Values that hardly vary; a mean that E[x^2] - E[x]^2 does not survive."""
   x = np.random.default_rng(0).normal(size=(2, 5, 4, 64))
-  norm = drawn.jit(bit.GroupNorm(epsilon=epsilon).apply)
+  norm = drawn.jit(resnet.GroupNorm(epsilon=epsilon).apply)
   params = {"scale": np.ones(64), "bias": np.zeros(64)}
   for x in (1e-3 * x, x + 1000):
     x = x.astype(np.float32)
@@ -314,10 +315,11 @@ def test_head_zeroinit(form):
 def test_depths():
   """A unit has three convolutions, or matrices; the root and the head one."""
   for depth in (26, 50, 101, 152, 200):
-    units = bit.units_per_stage(depth)
+    units = resnet.units_per_stage(depth)
     assert len(units) == 4 and 3 * sum(units) + 2 == depth
   # As a config's tuples and lists arrive.
-  assert bit.units_per_stage([3, 5]) == bit.units_per_stage((3, 5)) == (3, 5)
+  assert resnet.units_per_stage([3, 5]) == (3, 5)
+  assert resnet.units_per_stage((3, 5)) == (3, 5)
   model = bit.Model(K, depth=[1, 2], width=0.5)
   shapes = jax.eval_shape(
       lambda image: model.init(jax.random.key(0), image)["params"], _image())

@@ -8,7 +8,9 @@ from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import tree
 from big_vision.layers import act
-from big_vision.layers import common
+from big_vision.layers import checks
+from big_vision.layers import pooling
+from big_vision.layers import posemb as posemb_lib
 from big_vision.models import universal_transformer as ut
 import flax.errors
 import jax
@@ -177,11 +179,11 @@ def test_outputs_are_those_of_the_definition(sizes, transition, norm):
 
 def test_coordinates():
   np.testing.assert_allclose(
-      ut.sincos(np.arange(7), 12),
+      posemb_lib.sincos(np.arange(7), 12),
       np.stack([_numpy_sincos(i, 12) for i in range(7)]), atol=1e-6)
-  assert ut.sincos(3, 4).shape == (4,)
+  assert posemb_lib.sincos(3, 4).shape == (4,)
   with pytest.raises(ValueError, match="even width, it is 5"):
-    ut.sincos(3, 5)
+    posemb_lib.sincos(3, 5)
 
 
 # --- Depth --------------------------------------------------------------------
@@ -213,13 +215,13 @@ def test_gradients_are_sums_over_the_steps():
 
   And also if the steps are computed a second time to save memory.
   """
-  model = ut.Encoder(
-      dict(mlp_dim=12, num_heads=2, grid=(N,), norm="post"), max_steps=3,
-      remat_policy="nothing_saveable")
   outer = ut.Model(K, **TEXT)
+  model = ut.Encoder(
+      outer._step_args((N,), jnp.float32), norm="post", max_steps=3,
+      remat_policy="nothing_saveable")
   params = _params(outer)["Transformer"]
   x = np.random.default_rng(0).normal(size=(B, N, D)).astype(np.float32)
-  posemb = ut.sincos(np.arange(N), D)
+  posemb = posemb_lib.sincos(np.arange(N), D)
   scale = np.random.default_rng(1).normal(size=(B, N, D)).astype(np.float32)
 
   def loss(params):
@@ -227,10 +229,10 @@ def test_gradients_are_sums_over_the_steps():
     return jnp.sum(y * scale)
 
   def unrolled(blocks):
-    block = ut.Block(**model.block, max_steps=3)
+    step = ut.Step(**model.step, max_steps=3)
     carry = ut.Carry(x, jnp.zeros(x.shape), act.start(jnp.asarray(MASK)))
     for t, params in enumerate(blocks, start=1):
-      carry, _ = block.apply(
+      carry, _ = step.apply(
           {"params": params}, carry, jnp.int32(t), True, posemb, MASK)
     return jnp.sum(carry.output * scale)
 
@@ -504,7 +506,7 @@ def test_a_larger_weight_of_the_cost_means_fewer_steps():
     logits, out = model.apply({"params": params}, *_input(model), train=True)
     xent = -jnp.sum(labels * jax.nn.log_softmax(logits), axis=-1)
     cost = out["losses"]["ponder_cost"]
-    return common.mean_of_tokens(xent, MASK).mean() + weight * cost, cost
+    return pooling.mean_of_tokens(xent, MASK).mean() + weight * cost, cost
   @drawn.jit
   def train(params, weight):
     def step(params, _):
@@ -544,7 +546,7 @@ def test_bfloat16_computes_and_float32_stays():
 def test_steps_are_counted_in_float32():
   """U12: .2485 is .248 in bfloat16, and 4 of them .992 and not .994."""
   for p, num_steps in ((0.2485, 4), (0.2472, 5), (0.331, 3)):
-    for dtype in common.COMPUTE_DTYPES:
+    for dtype in checks.COMPUTE_DTYPES:
       model = ut.Model(K, dtype_mm=dtype, **IMAGES)
       params = _params(model, bias=math.log(p / (1 - p)))
       params["Transformer"]["block"]["halting"]["kernel"] *= 0

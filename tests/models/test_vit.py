@@ -6,7 +6,10 @@ from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import tree
 from big_vision import weights
-from big_vision.layers import common
+from big_vision.layers import posemb
+from big_vision.layers import rematerialization
+from big_vision.layers import stochastic_depth
+from big_vision.layers import transformer
 from big_vision.models import vit
 import flax.errors
 import jax
@@ -151,7 +154,7 @@ def test_layer_norm_epsilon_is_1e6():
 def test_two_gelus_are_different_functions():
   """V4."""
   x = jnp.linspace(-4, 4, 801)
-  module = lambda gelu: vit.MlpBlock(801, gelu=gelu)
+  module = lambda gelu: transformer.MlpBlock(801, gelu=gelu)
   eye = {"kernel": jnp.eye(801), "bias": jnp.zeros(801)}
   params = {"params": {"Dense_0": eye, "Dense_1": eye}}
   difference = np.abs(module("tanh").apply(params, x) -
@@ -353,10 +356,10 @@ def test_pooling_by_mean_is_after_the_norm_and_without_class_token():
 def test_sincos2d_is_its_definition():
   for h, w, d in ((2, 3, 8), (1, 4, 12), (7, 7, 64)):
     np.testing.assert_allclose(
-        vit.posemb_sincos2d(h, w, d)[0], _sincos(h, w, d), atol=2e-6)
+        posemb.sincos2d(h, w, d)[0], _sincos(h, w, d), atol=2e-6)
   for width in (4, 10):
     with pytest.raises(ValueError, match=f"multiple of 4.*it is {width}"):
-      vit.posemb_sincos2d(2, 2, width)
+      posemb.sincos2d(2, 2, width)
 
 
 @pytest.mark.parametrize("pool_type", ["gap", "map", "tok"])
@@ -394,7 +397,7 @@ def test_what_cannot_be_is_refused(kw, shape, message):
 
 
 def test_remat_policies_exist():
-  for policy in common.REMAT_POLICIES:
+  for policy in rematerialization.REMAT_POLICIES:
     assert policy == "none" or hasattr(jax.checkpoint_policies, policy)
 
 
@@ -487,35 +490,38 @@ def test_huge_attention_logits_stay_finite_in_bfloat16():
 def test_rates_of_stochastic_depth():
   """X2: the first block is always kept."""
   np.testing.assert_allclose(
-      common.stoch_depth_rates(0.3, 4), [0, 0.1, 0.2, 0.3])
-  assert common.stoch_depth_rates(0.3, 1) == [0]
+      stochastic_depth.rates(0.3, 4), [0, 0.1, 0.2, 0.3])
+  assert stochastic_depth.rates(0.3, 1) == [0]
 
 
 @pytest.mark.parametrize("mode,is_unbiased", [
-    ("inverted", True), ("huang", True), ("bigvision", False)])
+    ("inverted", True), ("bigvision", False)])
 def test_expectation_of_a_dropped_branch(mode, is_unbiased):
-  """X1: 10,000 draws; a mode that does not rescale is off, by construction."""
+  """The mode of published Mixers does not rescale, so its mean is off."""
   rate, x = 0.3, 2 * jnp.ones((10_000, 1))
-  trained = common.drop_branch(
+  trained = stochastic_depth.drop_branch(
       x, rate, jax.random.key(0), mode=mode, train=True)
-  evaluated = common.drop_branch(x, rate, None, mode=mode, train=False)
+  evaluated = stochastic_depth.drop_branch(
+      x, rate, None, mode=mode, train=False)
   error = trained.std() / math.sqrt(len(x))
   assert (abs(trained.mean() - evaluated.mean()) < 3 * error) == is_unbiased
   assert abs((trained == 0).mean() - rate) < 0.02
 
 
-def test_modes_reach_the_blocks():
-  params, image = drawn.params(vit.Model(K, **TINY)), drawn.image()
-  outs = {}
-  for mode in common.STOCH_DEPTH_MODES:
-    model = vit.Model(K, **TINY, stoch_depth=0.4, stoch_depth_mode=mode)
-    _, outs[mode] = drawn.apply(model, params, image)
-  for mode, factor in (("inverted", 1), ("bigvision", 1), ("huang", 0.6)):
-    encoder = outs[mode]["encoder"]
-    np.testing.assert_allclose(
-        encoder["block01"]["+sa"],
-        encoder["block00"]["+mlp"] + factor * encoder["block01"]["sa"],
-        rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("mode, factor", [("inverted", 2), ("bigvision", 1)])
+def test_modes_reach_the_blocks(mode, factor):
+  model = vit.Model(K, **TINY, stoch_depth=0.5, stoch_depth_mode=mode)
+  image = np.concatenate([drawn.image()] * 10)
+  _, out = drawn.jit(lambda params: model.apply(
+      {"params": params}, image, train=True,
+      rngs={"dropout": jax.random.key(0)}))(drawn.params(model))
+  encoder = out["encoder"]
+  added = encoder["block01"]["+sa"] - encoder["block00"]["+mlp"]
+  kept = np.abs(added).max(axis=(1, 2)) > 0
+  assert 0 < kept.sum() < len(image)
+  np.testing.assert_allclose(
+      added[kept], factor * encoder["block01"]["sa"][kept], rtol=1e-3,
+      atol=1e-4)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -609,3 +615,55 @@ def test_constraints_follow_the_rules_and_are_absent_without():
   assert specs[residual] == P("data", None, None)
   assert specs[heads] == P("data", None, P.UNCONSTRAINED, None)
   assert specs[mlp] == P("data", None, P.UNCONSTRAINED)
+
+
+# --- Weights of attention -----------------------------------------------------
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_weights_of_attention_mix_the_values_and_change_nothing(scan):
+  """The weights times the values, projected, are the branch of attention."""
+  model = vit.Model(K, **TINY, scan=scan, pool_type="tok")
+  params, image = drawn.params(model), drawn.image()
+  logits, out = drawn.apply(model, params, image)
+  other = model.clone(attention="dense(return_weights=True)")
+  same, out_other = drawn.apply(other, params, image)
+  np.testing.assert_allclose(same, logits, rtol=1e-5, atol=1e-6)
+  added = {f"encoder/block{i:02d}/sa_weights" for i in range(2)}
+  assert _names(out_other) == _names(out) | added
+  encoder = params["Transformer"]
+  blocks = weights.unstack_blocks(encoder) if scan else encoder
+  x = np.concatenate([np.broadcast_to(params["cls"], (B, 1, D)), out[
+      "with_posemb"]], axis=1).astype(np.float64)
+  for i in range(2):
+    block = blocks[f"encoderblock_{i}"]
+    attention = block["MultiHeadDotProductAttention_0"]
+    mixing = out_other["encoder"][f"block{i:02d}"]["sa_weights"]
+    assert mixing.shape == (B, 2, 7, 7) and mixing.dtype == np.float32
+    np.testing.assert_allclose(mixing.sum(axis=-1), 1, rtol=1e-5)
+    normed = _layer_norm(x, block["LayerNorm_0"])
+    q, k, v = (np.einsum("bnd,dmh->bnmh", normed, attention[name]["kernel"])
+               + attention[name]["bias"] for name in ("query", "key", "value"))
+    logits = np.einsum("bnmh,bsmh->bmns", q, k) / math.sqrt(D // 2)
+    np.testing.assert_allclose(
+        mixing, scipy.special.softmax(logits, axis=-1), rtol=1e-3, atol=1e-4)
+    y = np.einsum("bmns,bsmh,mhd->bnd", mixing, v, attention["out"]["kernel"])
+    np.testing.assert_allclose(
+        out["encoder"][f"block{i:02d}"]["sa"], y + attention["out"]["bias"],
+        rtol=2e-3, atol=1e-3)
+    x = np.asarray(out["encoder"][f"block{i:02d}"]["+mlp"], np.float64)
+
+
+def test_other_attentions_refuse_to_return_weights():
+  with pytest.raises(ValueError, match=r"'xla' .* 'return_weights'; \['dense"):
+    drawn.shapes(vit.Model(K, **TINY, attention="xla(return_weights=True)"))
+
+
+def test_unused_weights_of_attention_cost_nothing():
+  def program(attention):
+    model = vit.Model(K, **TINY, scan=True, attention=attention)
+    fn = lambda params, image: model.apply({"params": params}, image)[0]
+    compiled = jax.jit(fn).lower(drawn.shapes(model), drawn.image()).compile()
+    cost = compiled.cost_analysis()
+    return cost["flops"], compiled.memory_analysis().temp_size_in_bytes
+  assert program("dense(return_weights=True)") == program("dense")

@@ -1,4 +1,4 @@
-"""The analytic scene: closed forms and brute force, not our renderer (N15)."""
+"""The analytic scene: closed forms and brute force, not our renderer."""
 
 import ast
 import inspect
@@ -71,7 +71,7 @@ def test_what_is_behind_and_within_is_seen_through_it():
       / (before * density).sum(), rtol=1e-4)
 
 
-def test_n15_it_does_not_use_what_it_is_to_test():
+def test_the_scene_does_not_use_the_renderer_under_test():
   imported = set()
   for node in ast.walk(ast.parse(inspect.getsource(make_scene))):
     if isinstance(node, ast.Import):

@@ -11,7 +11,7 @@ c positions of a chunk, r rows of a projection.
 import jax
 import jax.numpy as jnp
 
-from big_vision.layers import common
+from big_vision.layers import checks
 
 KERNELS = ("positive", "trigonometric", "relu")
 # Positive features never vanish together, so that weights sum to more than 0.
@@ -259,7 +259,7 @@ def favor(q, k, v, *, projection, mask=None, causal=False, scale=None,
 
   Source: arXiv:2009.14794, Algorithm 1.
   """
-  common.check_choice("kernel of favor", kernel, KERNELS)
+  checks.check_choice("kernel of favor", kernel, KERNELS)
   if kernel == "relu":
     if scale is not None:
       raise ValueError(

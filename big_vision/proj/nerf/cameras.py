@@ -14,7 +14,7 @@ class Camera(NamedTuple):
   """What all cameras of a scene have in common; numbers of Python.
 
   Attributes:
-    height, width: of the image, pixels.
+    height, width: Size of the image, pixels.
     focal: length, pixels; the axis goes through the middle of the image.
     pixel_center: whether a ray goes through the centre of its pixel, and not
       through its upper left corner, as in the published code of NeRF.
@@ -29,7 +29,7 @@ def pixel_rays(camera: Camera, pose, pixel):
   """The rays that pixels see, in world coordinates.
 
   Args:
-    camera: of all of them.
+    camera: Camera that all rays share.
     pose: float32[b, 3, 4], or float32[3, 4] for one camera.
     pixel: int32[b], row * width + column.
 
@@ -75,7 +75,7 @@ def orbit(poses, num_frames: int) -> np.ndarray:
   Args:
     poses: float[n, 3, 4] of cameras; the circle has their mean distance from
       the origin and looks at it from 30 degrees above, as published.
-    num_frames: of a whole turn.
+    num_frames: Number of frames in a whole turn.
 
   Returns:
     float32[num_frames, 3, 4].
@@ -97,7 +97,7 @@ def spiral(poses, focus: float, num_frames: int, turns: int = 2) -> np.ndarray:
   Args:
     poses: float[n, 3, 4], of cameras that look in about the same direction.
     focus: distance in front of their mean at which all of them look.
-    num_frames: of the whole path, which ends where it begins.
+    num_frames: Number of frames in the path, which ends where it begins.
     turns: around its axis.
 
   Returns:

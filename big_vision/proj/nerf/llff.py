@@ -35,8 +35,8 @@ def open_source(
     path: its folder.
     split: "test" is every `hold_out`-th image, from the first one; "train" the
       others.
-    factor: by which images are made smaller; those of images_{factor} are used
-      if they are there.
+    factor: Factor by which images are made smaller; the folder images_{factor}
+      is used if it exists.
     hold_out: see split.
     spherify: for cameras all around a thing: puts it into the middle, and the
       cameras about a unit sphere. Otherwise the mean camera is the world's.
@@ -157,7 +157,7 @@ def spherify_poses(poses: np.ndarray) -> tuple[np.ndarray, float]:
 
   Returns:
     poses: float64[n, 3, 4], root mean square distance from the origin 1.
-    scale: what distances were multiplied by.
+    scale: Factor that distances were multiplied by.
 
   Source: bmild/nerf `spherify_poses`.
   """

@@ -9,7 +9,7 @@ colour, and the place joined in again after the fifth layer.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from big_vision.layers import common
+from big_vision.layers import checks
 
 
 def encode(x, num_frequencies: int, *, include_input: bool = True,
@@ -38,11 +38,11 @@ class Model(nn.Module):
   """A radiance field: see `__call__`.
 
   Attributes:
-    width, depth: of the trunk.
+    width, depth: Size of the trunk.
     skip: the encoded place is joined in after the layer of this index, unless
       that is the last one.
-    colour_width: of the layer before colour.
-    point_frequencies, direction_frequencies: of `encode`.
+    colour_width: Width of the layer before colour.
+    point_frequencies, direction_frequencies: numbers of octaves of `encode`.
     include_input, use_pi: see `encode`.
     dtype_mm: dtype of matrix products and activations; the encoding, density
       and colour are float32.
@@ -70,7 +70,7 @@ class Model(nn.Module):
       density: float32[...], per unit of length, not negative.
       rgb: float32[..., 3] in [0, 1].
     """
-    dtype = common.compute_dtype(self.dtype_mm)
+    dtype = checks.compute_dtype(self.dtype_mm)
 
     def dense(width, name):
       return nn.Dense(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from big_vision.layers import common
+from big_vision.layers import checks
 
 # Behind the last sample, space goes on for ever with its density.
 INFINITE = 1e10
@@ -22,12 +22,13 @@ class Options(NamedTuple):
   """How to render; `near`, `far`, `background` and `ndc` belong to a scene.
 
   Attributes:
-    near, far: of t, where samples are.
+    near, far: Range of t in which samples lie.
     background: grey value in [0, 1] behind everything.
     num_coarse: samples of the coarse field, evenly spread.
     num_fine: samples more of the fine field, where the coarse one saw
       something; with 0 there is no fine field.
-    noise_std: of Gaussian noise on raw density, in training only.
+    noise_std: Standard deviation of Gaussian noise on raw density; in training
+      only.
     last_interval: "infinite", as published: behind the last sample its density
       goes on for ever, so that any density there is opaque. Or "far": it ends
       at `far`.
@@ -46,7 +47,7 @@ class Options(NamedTuple):
 
 def check(options: Options):
   """Raises ValueError for what cannot be rendered."""
-  common.check_choice(
+  checks.check_choice(
       "last_interval", options.last_interval, ("infinite", "far"))
   # Importance sampling takes the intervals between midpoints of samples.
   if options.num_coarse < 3 or options.num_fine < 0 or options.noise_std < 0:
@@ -66,8 +67,8 @@ def render(
       `mlp.Model`.
     rays: {"origin": float32[b, 3], "direction": float32[b, 3]}, world.
     options: see its class.
-    rng: of jitter and noise, for training; without it, samples are the middles
-      of their bins and the result is a function of its arguments.
+    rng: Key of jitter and noise, for training; without it, samples are the
+      middles of their bins and nothing is random.
 
   Returns:
     {field's name: what `composite` returns, with "distance" in world units
@@ -107,7 +108,7 @@ def stratified(rng, num_rays: int, num: int, near: float, far: float):
   Args:
     rng: each ray and bin draws its own place; None for the middles.
     num_rays, num: shape of the result.
-    near, far: of t.
+    near, far: Range of t.
 
   Returns:
     float32[num_rays, num], ascending along a ray.
@@ -126,7 +127,7 @@ def importance(rng, t, weights, num: int):
   No gradient flows through it.
 
   Args:
-    rng: of the samples; None for evenly spaced quantiles.
+    rng: Key of the samples; None for evenly spaced quantiles.
     t: float32[b, n], ascending.
     weights: float32[b, n], not negative.
     num: samples of each ray.
@@ -198,7 +199,7 @@ def to_ndc(
 
   Args:
     origin, direction: float32[b, 3], in the coordinates of the mean camera.
-    height, width, focal: of the cameras, pixels.
+    height, width, focal: Sizes of the cameras, pixels.
     near: distance of the near plane.
 
   Returns:

@@ -22,15 +22,15 @@ class Scene(core.IndexSource):
   """Images of one size and their cameras. Opening it reads no pixels.
 
   Args:
-    camera: of all images.
+    camera: Camera of all images.
     poses: float[n, 3, 4], camera-to-world, see `cameras`.
-    fnames: of the images.
+    fnames: Files of the images.
     near, far: between which distances along a ray something may be.
     focus: distance in front of the mean camera at which a path looks.
     background: grey value in [0, 1] behind everything; images with alpha are
       put before it when they are read.
-    factor: by which stored images are larger than the camera's.
-    distance_fnames: of known distances, see `distances`; None if unknown.
+    factor: Factor by which stored images are larger than the camera's.
+    distance_fnames: Files of known distances, see `distances`; None if unknown.
 
   Raises:
     DataError: there are no images, or more rays than int32 can count.
@@ -147,7 +147,7 @@ def shrink(
   Args:
     image: float32[h, w, 3 or 4].
     factor: a positive integer.
-    size: what must come out; what does not fill a pixel is cut off at the end.
+    size: Size of the result; rows and columns that fill no pixel are cut off.
     fname: for the message.
 
   Raises:

@@ -30,7 +30,7 @@ def open_source(
     form: "vector", "compositional" or "image"; see the functions of these
       names.
     seed: see `sequences.GeneratedSource`.
-    **options: of the form.
+    **options: Options of the form.
 
   Raises:
     ConfigError: there is no such form, the form does not have an option, or it
@@ -63,7 +63,7 @@ def vector(
     num_examples: how many.
     seed: see `sequences.GeneratedSource`.
     window: how many values, in [1, 10]; after the last comes the first.
-    aggregate: what is made of them: "mod_sum" (their sum modulo 10), "min",
+    aggregate: Function of the values: "mod_sum" (their sum modulo 10), "min",
       "max", "median" (rounded down) or "majority" (the most frequent, of
       several the smallest).
 

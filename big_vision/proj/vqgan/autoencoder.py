@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from big_vision.layers import attention as attention_lib
-from big_vision.layers import common
+from big_vision.layers import activation_sharding
+from big_vision.layers import checks
 from big_vision.proj.vqgan import quantizers
 
 
@@ -52,7 +53,7 @@ class ResnetBlock(nn.Module):
     y = _conv(y, self.channels, "conv2", self.dtype)
     if x.shape[-1] != self.channels:
       x = _conv(x, self.channels, "nin_shortcut", self.dtype, side=1)
-    return common.constrain(x + y, "act_batch", None, None, None)
+    return activation_sharding.constrain(x + y, "act_batch", None, None, None)
 
 
 class AttentionBlock(nn.Module):
@@ -154,7 +155,7 @@ class Model(nn.Module):
   """Images to codes and back.
 
   Attributes:
-    channels: of the images.
+    channels: Number of channels of the images.
     width: channels of the first level.
     mults: channels of each level, in widths. Between levels the size halves,
       so n of them have factor 2 ** (n - 1) from pixels to codes.
@@ -184,7 +185,7 @@ class Model(nn.Module):
     args = dict(
         width=self.width, mults=self.mults, depth=self.depth,
         attn_factors=self.attn_factors, dropout=self.dropout,
-        attention=self.attention, dtype=common.compute_dtype(self.dtype_mm))
+        attention=self.attention, dtype=checks.compute_dtype(self.dtype_mm))
     self.encoder = Encoder(z_width=self.z_width, **args)
     self.decoder = Decoder(**args)
     self.conv_out = nn.Conv(self.channels, (3, 3))
@@ -226,7 +227,7 @@ class Model(nn.Module):
 
   def encode(self, image, *, train: bool = False):
     """float32[b, H, W, c] -> float32[b, h, w, d] and `out`, see `__call__`."""
-    common.check_patches(
+    checks.check_patches(
         image, self.factor, "The factor is 2 ** (len(mults) - 1).")
     if image.shape[-1] != self.channels:
       raise ValueError(
@@ -249,7 +250,7 @@ def last_layer(params, head_input):
   """The decoder's last convolution alone: its kernel decides the weight.
 
   Args:
-    params: of `Model`, {"conv_out": {"kernel", "bias"}, ...}.
+    params: Parameters of `Model`, {"conv_out": {"kernel", "bias"}, ...}.
     head_input: float32[b, H, W, width], of `out`.
 
   Returns:

@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from big_vision.layers import common
+from big_vision.layers import checks
 from big_vision.proj.vqgan import autoencoder
 
 
@@ -38,7 +38,7 @@ class Model(nn.Module):
     Raises:
       ValueError: the image is too small to leave a logit.
     """
-    dtype = common.compute_dtype(self.dtype_mm)
+    dtype = checks.compute_dtype(self.dtype_mm)
     x = image
     for i in range(self.depth + 1):
       x = _conv(x, self.width * min(2 ** i, 8), f"conv_{i}", dtype,

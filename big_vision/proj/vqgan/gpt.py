@@ -1,85 +1,65 @@
-"""A transformer that predicts codes in raster order, and draws them.
+"""A transformer that predicts codes in raster order, and samples them.
 
-The sequence is a condition (the class, or a start token if there are none),
-then the codes; at each place the transformer predicts the code that follows.
+The sequence is a condition (the class, or a start token without classes), then
+the codes; at each position the transformer predicts the code that follows.
 
-Source: arXiv:2012.09841, Section 3.2; GPT-2's pre-norm blocks, as minGPT and
-CompVis/taming-transformers have them.
+Source: arXiv:2012.09841, Section 3.2; GPT-2's pre-norm blocks, as in minGPT and
+CompVis/taming-transformers.
 
-Dimensions: b batch, n places, d width, m heads, k codes.
+Dimensions: b batch, n positions, d width, m heads, k codes.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vision.layers import activation_sharding
 from big_vision.layers import attention as attention_lib
-from big_vision.layers import common
+from big_vision.layers import checks
+from big_vision.layers import transformer
 
 _INIT = nn.initializers.normal(0.02)
-# Those that compute what codes are drawn with: an exact softmax.
+# Exact softmax attention, because sampling with "dense" must agree with
+# training.
 ATTENTIONS = ("dense", "xla", "cudnn", "memory_efficient", "fused")
+# The names of minGPT.
+_NAMES = transformer.BlockNames(
+    norms=("ln_1", "ln_2"), attention=None, mlp=None)
 
 
-class Block(nn.Module):
-  """Causal attention, then an MLP, each normalized before, with residuals."""
-  num_heads: int
+class Mlp(nn.Module):
+  """GPT-2's MLP, with its initialization and names, and exact GELU."""
   mlp_dim: int
-  dropout: float
-  attention: str
   dtype: Any
 
   @nn.compact
-  def __call__(self, x, train: bool, cache=None, place=None):
-    """[b, n, d] -> [b, n, d], (keys, values).
-
-    With a `cache` of keys and values [b, s, m, d / m], `x` is [b, 1, d], what
-    stands at `place`; it sees what the cache has before, and itself.
-    """
-    b, n, d = x.shape
-    shape = (b, n, self.num_heads, d // self.num_heads)
-    y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ln_1")(x)
-    q, k, v = (
-        nn.Dense(d, kernel_init=_INIT, dtype=self.dtype, name=name)(y)
-        .reshape(shape) for name in ("query", "key", "value"))
-    q = common.constrain(q, "act_batch", None, "act_heads", None)
-    if cache is None:
-      y = attention_lib.attend(q, k, v, causal=True, impl=self.attention)
-    else:
-      k, v = (jax.lax.dynamic_update_slice_in_dim(old, new, place, axis=1)
-              for old, new in zip(cache, (k, v)))
-      seen = jnp.arange(k.shape[1]) <= place
-      y = attention_lib.attend(q, k, v, mask=seen[None, None, None, :])
-    y = nn.Dense(d, kernel_init=_INIT, dtype=self.dtype, name="out")(
-        y.reshape(b, n, d))
-    x = x + nn.Dropout(self.dropout)(y, deterministic=not train)
-
-    y = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ln_2")(x)
-    y = nn.Dense(self.mlp_dim, kernel_init=_INIT, dtype=self.dtype,
-                 name="mlp_in")(y)
-    y = common.constrain(y, "act_batch", None, "act_mlp")
-    y = nn.Dense(d, kernel_init=_INIT, dtype=self.dtype, name="mlp_out")(
-        nn.gelu(y, approximate=False))
-    x = x + nn.Dropout(self.dropout)(y, deterministic=not train)
-    return common.constrain(x, "act_batch", None, None), (k, v)
+  def __call__(self, x, train: bool = False, mask=None):
+    """[b, n, d] -> [b, n, d]; `train` and `mask` make no difference."""
+    del train, mask
+    dense = functools.partial(nn.Dense, kernel_init=_INIT, dtype=self.dtype)
+    y = dense(self.mlp_dim, name="mlp_in")(x)
+    y = activation_sharding.constrain(y, "act_batch", "act_len", "act_mlp")
+    return dense(x.shape[-1], name="mlp_out")(nn.gelu(y, approximate=False))
 
 
 class Model(nn.Module):
   """GPT over codes.
 
   Attributes:
-    num_codes: k.
-    num_places: n, codes of the grid it is trained on.
-    num_classes: what images are conditioned on; 0 for nothing.
-    width: of the tokens.
+    num_codes: number of different codes, k.
+    num_places: number of codes in the grid that it is trained on, n.
+    num_classes: number of classes of images; 0 for unconditional models.
+    width: width of the tokens, d.
     depth: number of blocks.
-    num_heads: of attention.
+    num_heads: number of heads of attention.
     mlp_dim: hidden width of the MLPs; None is 4 * width.
-    dropout: rate, after the embedding and on both branches.
-    attention: in training, one of ATTENTIONS, see `attention.attend`. Drawing
-      computes the same, a code at a time, with "dense".
+    dropout: dropout rate, after the embedding and on both branches.
+    attention: implementation in training, one of ATTENTIONS, see
+      `attention.attend`. Sampling computes the same, a code at a time, with
+      "dense".
     dtype_mm: dtype of activations; parameters and logits are float32.
   """
   num_codes: int
@@ -97,8 +77,8 @@ class Model(nn.Module):
     if self.width % self.num_heads:
       raise ValueError(f"width {self.width} does not divide into num_heads "
                        f"{self.num_heads}.")
-    common.check_choice("attention", self.attention, ATTENTIONS)
-    dtype = common.compute_dtype(self.dtype_mm)
+    checks.check_choice("attention", self.attention, ATTENTIONS)
+    dtype = checks.compute_dtype(self.dtype_mm)
     self.codes = nn.Embed(self.num_codes, self.width, embedding_init=_INIT)
     self.condition = nn.Embed(
         max(1, self.num_classes), self.width, embedding_init=_INIT)
@@ -107,39 +87,47 @@ class Model(nn.Module):
         jnp.float32)
     self.drop = nn.Dropout(self.dropout)
     self.blocks = [
-        Block(self.num_heads, self.mlp_dim or 4 * self.width, self.dropout,
-              self.attention, dtype, name=f"block_{i}")
+        transformer.Block(
+            attention=functools.partial(
+                attention_lib.MultiHeadAttention, self.num_heads,
+                attention=self.attention, dtype=dtype, kernel_init=_INIT),
+            mlp=functools.partial(
+                Mlp, self.mlp_dim or 4 * self.width, dtype),
+            epsilon=1e-5, causal=True, dropout=self.dropout, dtype=dtype,
+            names=_NAMES, name=f"block_{i}")
         for i in range(self.depth)]
     self.norm = nn.LayerNorm(epsilon=1e-5, name="ln_f")
     self.head = nn.Dense(self.num_codes, use_bias=False, kernel_init=_INIT)
 
   def __call__(self, codes, label=None, *, train: bool = False):
-    """Predicts each code from those before it.
+    """Predicts each code from the codes before it.
 
     Args:
       codes: int32[b, n] in raster order.
-      label: int32[b]; without classes it is not looked at.
-      train: whether dropout acts, rng stream "dropout".
+      label: int32[b]; ignored by unconditional models.
+      train: whether dropout acts; it draws from the rng stream "dropout".
 
     Returns:
-      float32[b, n, k]; logits [:, i] are for codes[:, i] and see only
-      codes[:, :i] and the label. The last code is not looked at.
+      float32[b, n, k]; logits [:, i] are for codes[:, i] and depend only on
+      codes[:, :i] and the label. The last code is not used.
 
     Raises:
-      ValueError: another number of codes, or no label where there are classes.
+      ValueError: the number of codes is not `num_places`, or a conditional
+        model gets no label.
     """
     if codes.ndim != 2 or codes.shape[1] != self.num_places:
       raise ValueError(
           f"Codes must be [b, {self.num_places}], they are "
           f"{list(codes.shape)}.")
-    before = self.codes(codes[:, :-1])
-    x = jnp.concatenate([self._start(label, len(codes))[:, None], before], 1)
+    earlier = self.codes(codes[:, :-1])
+    x = jnp.concatenate([self._start(label, len(codes))[:, None], earlier], 1)
     x = self.drop(x + self.pos_embedding, deterministic=not train)
     for block in self.blocks:
-      x, _ = block(x.astype(block.dtype), train)
+      x, _ = block(x.astype(block.dtype), None, train)
     return self.head(self.norm(x.astype(jnp.float32)))
 
   def _start(self, label, batch_size):
+    """Embeds the condition, float32[b, d]."""
     if not self.num_classes:
       label = jnp.zeros(batch_size, jnp.int32)
     elif label is None:
@@ -148,52 +136,55 @@ class Model(nn.Module):
     return self.condition(label)
 
   def next_logits(self, place, code, label, caches):
-    """One step of drawing: the logits at `place`, from the code before it.
+    """Computes the logits at one position, for sampling code by code.
 
     Args:
-      place: int32[], from 0.
-      code: int32[b], the one at place - 1; at place 0 it is not looked at.
+      place: int32[], the position, from 0.
+      code: int32[b], the code at place - 1; ignored at place 0.
       label: int32[b] or None, see `__call__`.
-      caches: of `empty_caches`, or of the step before.
+      caches: keys and values of earlier positions, from `empty_caches` or the
+        step before.
 
     Returns:
-      float32[b, k] and the next step's caches.
+      logits: float32[b, k].
+      caches: keys and values for the next step.
     """
     x = jnp.where(place > 0, self.codes(code), self._start(label, len(code)))
     x = (x + self.pos_embedding[place])[:, None]
     new_caches = []
     for block, cache in zip(self.blocks, caches):
-      x, cache = block(x.astype(block.dtype), False, cache, place)
-      new_caches.append(cache)
+      x, out = block(
+          x.astype(block.dtype), None, False, cache=cache, place=place)
+      new_caches.append(out["cache"])
     return self.head(self.norm(x.astype(jnp.float32)))[:, 0], new_caches
 
   def empty_caches(self, batch_size: int):
-    """(keys, values) of zeros for each block, [b, n, m, d / m]."""
+    """Makes (keys, values) of zeros for each block, [b, n, m, d / m]."""
     shape = (batch_size, self.num_places, self.num_heads,
              self.width // self.num_heads)
-    zeros = jnp.zeros(shape, common.compute_dtype(self.dtype_mm))
+    zeros = jnp.zeros(shape, checks.compute_dtype(self.dtype_mm))
     return [(zeros, zeros)] * self.depth
 
 
 def draw(logits, rng, temperature: float = 1.0, top_k: int | None = None):
-  """Draws codes.
+  """Samples one code of each example.
 
   Args:
     logits: float32[b, k].
-    rng: not used at temperature 0.
-    temperature: divides the logits; 0 takes the most likely code.
-    top_k: how many of the most likely codes are drawn from; None for all.
+    rng: jax key; unused at temperature 0.
+    temperature: divisor of the logits; 0 takes the most likely code.
+    top_k: number of the most likely codes to sample from; None for all.
 
   Returns:
     int32[b].
 
   Raises:
-    ValueError: a negative temperature, or top_k is not in 1..k.
+    ValueError: the temperature is negative, or top_k is not in 1..k.
   """
   k = logits.shape[-1]
   if temperature < 0 or top_k is not None and not 0 < top_k <= k:
     raise ValueError(
-        f"Drawing wants temperature >= 0 and top_k in 1..{k}, not "
+        f"Sampling needs temperature >= 0 and top_k in 1..{k}; they are "
         f"temperature={temperature}, top_k={top_k}.")
   if temperature == 0:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -205,17 +196,16 @@ def draw(logits, rng, temperature: float = 1.0, top_k: int | None = None):
 
 def sample(model: Model, params, rng, batch_size: int, label=None,
            temperature: float = 1.0, top_k: int | None = None):
-  """Draws grids of codes one after the other, keys and values kept.
-
-  Place i draws with `fold_in(rng, i)`.
+  """Samples grids code by code, keeping keys and values.
 
   Args:
-    model: unbound.
-    params: its own.
-    rng: of all draws.
-    batch_size: b.
+    model: unbound model.
+    params: parameters of `model`.
+    rng: jax key; position i uses `fold_in(rng, i)`.
+    batch_size: number of grids, b.
     label: int32[b] or None, see `Model`.
-    temperature, top_k: see `draw`.
+    temperature: see `draw`.
+    top_k: see `draw`.
 
   Returns:
     int32[b, n].
@@ -236,15 +226,16 @@ def sample(model: Model, params, rng, batch_size: int, label=None,
 def sample_sliding(model: Model, params, rng, batch_size: int,
                    window: tuple[int, int], size: tuple[int, int], label=None,
                    temperature: float = 1.0, top_k: int | None = None):
-  """Draws grids that are larger than those of training.
+  """Samples grids that are larger than those of training.
 
-  Each code sees what of its past lies in a window of the trained size around
-  it, which stops at the borders of the grid. Places count from the window's
-  corner, so none is beyond what was trained. With `size` equal to `window`
-  these are the draws of `sample`.
+  Each code sees the part of its past that lies in a window of the trained size
+  around it; windows stop at the borders of the grid. Positions count from the
+  window's corner, so all of them were trained. With `size` equal to `window`
+  the result is that of `sample`.
 
   Args:
-    model, params, rng, batch_size, label, temperature, top_k: see `sample`.
+    model: see `sample`, like all arguments but the next two.
+    params, rng, batch_size, label, temperature, top_k: see `sample`.
     window: (rows, columns) of the trained grid.
     size: (rows, columns) to draw.
 
@@ -252,7 +243,8 @@ def sample_sliding(model: Model, params, rng, batch_size: int,
     int32[b, rows, columns].
 
   Raises:
-    ValueError: the window is not the model's, or larger than the grid.
+    ValueError: the window does not have as many codes as the model was trained
+      on, or is larger than the grid.
 
   Source: arXiv:2012.09841, Section 3.2, "Generating High-Resolution Images".
   """
@@ -260,8 +252,8 @@ def sample_sliding(model: Model, params, rng, batch_size: int,
   if rows * columns != model.num_places or any(
       s < w for s, w in zip(size, window)):
     raise ValueError(
-        f"A window of {model.num_places} codes that fits in the grid {size} is "
-        f"wanted, not {window}.")
+        f"The window must have {model.num_places} codes and fit in the grid "
+        f"{size}; it is {window}.")
 
   def step(place, codes):
     i, j = place // size[1], place % size[1]
@@ -269,7 +261,7 @@ def sample_sliding(model: Model, params, rng, batch_size: int,
     left = jnp.clip(j - columns // 2, 0, size[1] - columns)
     seen = jax.lax.dynamic_slice(
         codes, (0, top, left), (batch_size, rows, columns))
-    # What comes later is still zero, and is not looked at.
+    # Later codes are still zero; the logits used here do not see them.
     logits = model.apply({"params": params}, seen.reshape(batch_size, -1),
                          label)
     logits = logits[:, (i - top) * columns + j - left]

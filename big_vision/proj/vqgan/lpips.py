@@ -72,7 +72,7 @@ def features(weights: Mapping, image):
   """The five activations of VGG-16 that are compared.
 
   Args:
-    weights: of `load`.
+    weights: Result of `load`.
     image: float32[b, H, W, 3 or 1] in [-1, 1]; grey is taken as red, green and
       blue alike.
 

@@ -12,7 +12,7 @@ over all numbers of `z`.
 `quantizer.lookup(codes)` gives the vectors of codes.
 
 Whatever dtype `z` has, distances are float32: in bfloat16, nearly all codes
-that are found in a young codebook are wrong (systems Q3).
+that are found in a young codebook are wrong.
 
 Dimensions: b batch, h w rows and columns of codes, d width, k codes.
 """
@@ -27,7 +27,7 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision import op_string
-from big_vision.layers import common
+from big_vision.layers import checks
 
 CODEBOOK = "codebook"  # The collection of `EMAQuantizer`.
 _HIGHEST = jax.lax.Precision.HIGHEST  # On TPUs, float32 is bfloat16 otherwise.
@@ -40,7 +40,7 @@ def make(spec: str, **kw) -> nn.Module:
     ConfigError: an unknown name or argument; says which exist.
   """
   op, = op_string.parse(spec)
-  common.check_choice("quantizer", op.name, QUANTIZERS)
+  checks.check_choice("quantizer", op.name, QUANTIZERS)
   if op.args:
     raise config_lib.ConfigError(
         f"Arguments of quantizers need names; {spec!r} has {op.args}.")
@@ -70,7 +70,7 @@ def straight_through(z, quantized):
   """`quantized`, with the gradient of `z`.
 
   z + (quantized - z) is rounded, so it equals `quantized` to about 1e-6 and not
-  to the bit (systems Q16).
+  to the bit.
   """
   return z + jax.lax.stop_gradient(quantized - z)
 
@@ -137,7 +137,7 @@ class EMAQuantizer(nn.Module):
     num_codes: k.
     width: d.
     beta: see above.
-    decay: of the running means, per step.
+    decay: Decay of the running means, per step.
 
   Source: arXiv:1711.00937, appendix A.1; shares in the place of counts.
   """
@@ -192,7 +192,8 @@ def revive(codebook: Mapping, rng, *, threshold: float = 0.03,
   same on any number of devices.
 
   Args:
-    codebook: of `EMAQuantizer`: usage float32[k], total float32[k, d].
+    codebook: Collection of `EMAQuantizer`, usage float32[k] and total
+      float32[k, d].
     rng: for the noise.
     threshold: in (0, 1), relative to the mean usage. Positive, for that of a
       code that is never chosen would fall to 0, and its vector be 0 / 0.

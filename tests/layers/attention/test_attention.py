@@ -5,6 +5,7 @@ import math
 
 from big_vision.hardware import hlo
 from big_vision.layers import attention
+from big_vision.layers.attention import registry
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -149,9 +150,9 @@ def test_unknown_implementation_says_what_exists():
     attention.attend(*_qkv(), impl="dens")
 
 
-def test_what_cannot_be_honoured_is_refused(monkeypatch):
+def test_unsupported_options_are_refused(monkeypatch):
   monkeypatch.setattr(
-      attention, "IMPLEMENTATIONS", dict(attention.IMPLEMENTATIONS))
+      registry, "IMPLEMENTATIONS", dict(registry.IMPLEMENTATIONS))
   @attention.register("mine")
   def _linear(q, k, v, *, power=8):
     return q * power
@@ -160,36 +161,61 @@ def test_what_cannot_be_honoured_is_refused(monkeypatch):
   for asked in (dict(mask=_MASK), dict(bias=np.zeros((N, S), np.float32)),
                 dict(causal=True)):
     with pytest.raises(ValueError, match=(
-        r"'mine' cannot honour '(mask|bias|causal)'; \['dense', 'xla', "
-        r"'cudnn', 'memory_efficient'.*\] can. It takes \['power'\]")):
+        r"'mine' does not support '(mask|bias|causal)'; \['dense', 'xla', "
+        r"'cudnn', 'memory_efficient'.*\] do. It takes \['power'\]")):
       attention.attend(*_qkv(), impl="mine", **asked)
-  with pytest.raises(ValueError, match=r"'power'; \['mine'\] can"):
+  with pytest.raises(ValueError, match=r"'power'; \['mine'\] do"):
     attention.attend(*_qkv(), power=2)
-  with pytest.raises(ValueError, match="none can .did you mean 'scale'"):
+  with pytest.raises(ValueError, match="none does .did you mean 'scale'"):
     attention.attend(*_qkv(), scal=2)
   with pytest.raises(ValueError, match="There is an attention 'mine'"):
     attention.register("mine")(_linear)
 
 
 @pytest.mark.parametrize("impl", ["linear", "favor", "local"])
-def test_masks_and_biases_that_cannot_be_honoured_are_refused(impl):
+def test_unsupported_masks_and_biases_are_refused(impl):
   """F8: none of them drops one silently."""
   with pytest.raises(ValueError, match=(
-      rf"'{impl}' honours only masks that are the same.*\[2, 4, 3, 4\].*"
-      r"\['dense', 'xla', 'cudnn', 'memory_efficient'\] honour any")):
+      rf"'{impl}' supports only masks that are the same.*\[2, 4, 3, 4\].*"
+      r"\['dense', 'xla', 'cudnn', 'memory_efficient'\] support any")):
     attention.attend(*_qkv(), impl=impl, mask=_MASK)
   with pytest.raises(ValueError, match=(
-      rf"'{impl}' cannot honour 'bias'; "
-      r"\['dense', 'xla', 'cudnn', 'memory_efficient'\] can")):
+      rf"'{impl}' does not support 'bias'; "
+      r"\['dense', 'xla', 'cudnn', 'memory_efficient'\] do")):
     attention.attend(*_qkv(), impl=impl, bias=np.zeros((N, S), np.float32))
 
 
-@pytest.mark.parametrize("option", ["dropout", "return_weights"])
 @pytest.mark.parametrize("impl", attention.IMPLEMENTATIONS)
-def test_there_is_no_dropout_and_no_weights(impl, option):
-  """F12."""
-  with pytest.raises(ValueError, match=f"cannot honour '{option}'; none can"):
-    attention.attend(*_qkv(), impl=impl, **{option: True})
+def test_no_implementation_drops_out(impl):
+  with pytest.raises(ValueError, match="does not support 'dropout'; none does"):
+    attention.attend(*_qkv(), impl=impl, dropout=True)
+
+
+@pytest.mark.parametrize("impl", attention.IMPLEMENTATIONS)
+def test_only_dense_returns_its_weights(impl):
+  if impl != "dense":
+    with pytest.raises(ValueError, match=(
+        rf"'{impl}' does not support 'return_weights'; \['dense'\] do")):
+      attention.attend(*_qkv(), impl=impl, return_weights=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("m_kv", [4, 2])
+@pytest.mark.parametrize("causal", [False, True])
+def test_weights_are_the_softmax_that_mixes_the_values(m_kv, causal, dtype):
+  q, k, v = _qkv(m_kv=m_kv, dtype=dtype)
+  bias = np.random.default_rng(2).normal(size=(M, N, S)).astype(np.float32)
+  kw = dict(mask=_MASK, bias=bias, causal=causal)
+  y, weights = _attend(q, k, v, return_weights=True, **kw)
+  np.testing.assert_array_equal(y, _attend(q, k, v, **kw))
+  assert weights.shape == (B, M, N, S) and weights.dtype == jnp.float32
+  np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+  # Values that are one-hot in the keys make the definition return its weights.
+  assert S <= D
+  one_hot = np.broadcast_to(np.eye(S, D)[:, None], (B, S, m_kv, D))
+  wanted = _loops(q.astype(np.float64), k.astype(np.float64), one_hot, **kw)
+  np.testing.assert_allclose(
+      weights, np.moveaxis(wanted[..., :S], 1, 2), rtol=1e-4, atol=1e-5)
 
 
 def test_cudnn_says_what_it_needs():
@@ -271,10 +297,10 @@ def test_module_has_the_parameters_and_the_output_of_flax():
   assert (jax.tree.map(lambda p: (p.shape, p.dtype), shapes) ==
           jax.tree.map(lambda p: (p.shape, p.dtype), params))
   np.testing.assert_allclose(
-      _jit(ours.apply)(params, x, x_kv), _jit(theirs.apply)(params, x, x_kv),
+      _jit(ours.apply)(params, x, x_kv)[0], _jit(theirs.apply)(params, x, x_kv),
       rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(
-      _jit(ours.apply)(params, x), _jit(theirs.apply)(params, x, x),
+      _jit(ours.apply)(params, x)[0], _jit(theirs.apply)(params, x, x),
       rtol=1e-4, atol=1e-5)
 
 
@@ -290,8 +316,8 @@ def test_module_with_fewer_heads_for_keys_and_values():
     full["params"][name] = jax.tree.map(
         lambda p: jnp.repeat(p, 4, axis=-2), params["params"][name])
   np.testing.assert_allclose(
-      _jit(module.apply)(params, x),
-      _jit(attention.MultiHeadAttention(num_heads=4).apply)(full, x),
+      _jit(module.apply)(params, x)[0],
+      _jit(attention.MultiHeadAttention(num_heads=4).apply)(full, x)[0],
       rtol=1e-5, atol=1e-6)
 
 
@@ -299,7 +325,7 @@ def test_module_reads_options_from_its_string():
   x = np.random.default_rng(0).normal(size=(B, N, 8)).astype(np.float32)
   def apply(attn):
     module = attention.MultiHeadAttention(num_heads=2, attention=attn)
-    return _jit(module.init_with_output)(jax.random.key(0), x)[0]
+    return _jit(module.init_with_output)(jax.random.key(0), x)[0][0]
   np.testing.assert_allclose(
       apply("dense"), apply("xla(scale=0.5)"), rtol=1e-5, atol=1e-6)
   assert np.abs(apply("dense") - apply("dense(scale=3.0)")).max() > 1e-3
@@ -324,11 +350,12 @@ def test_module_keeps_what_was_drawn_beside_the_same_parameters():
   # It is what the implementation gets, and a forward pass leaves it as it is.
   apply = _jit(lambda variables: module.apply(
       variables, x, mutable=["features"]))
-  same, changed = apply(variables)
+  (same, _), changed = apply(variables)
   np.testing.assert_array_equal(
       changed["features"]["favor"], variables["features"]["favor"])
   twice = jax.tree.map(lambda w: 2 * w, variables["features"])
-  assert np.abs(same - apply({**variables, "features": twice})[0]).max() > 1e-3
+  (other, _), _ = apply({**variables, "features": twice})
+  assert np.abs(same - other).max() > 1e-3
   def shapes(attn):
     module = attention.MultiHeadAttention(num_heads=2, attention=attn)
     return jax.eval_shape(module.init, jax.random.key(0), x)
@@ -338,12 +365,12 @@ def test_module_keeps_what_was_drawn_beside_the_same_parameters():
 
 @pytest.mark.parametrize("attn,error", [
     ("favor(num_features=-1)", "num_features of attention 'favor'.*it is -1"),
-    ("favor(num_features=2.5)", "must be a number from 0, it is 2.5"),
+    ("favor(num_features=2.5)", "must be an integer of at least 0, it is 2.5"),
     ("favor(num_features=0)", "'positive' of attention 'favor' needs a proj"),
     ("favor(kernel='softmax')", "kernel of favor 'softmax'.*'positive'"),
     ("favor(kernel='relu', scale=2.)", "'relu' of attention 'favor' has no"),
     ("favor(scale=-1.)", "scale above 0, it is -1.0"),
-    ("dense(num_features=8)", "'dense' cannot honour 'num_features'"),
+    ("dense(num_features=8)", "'dense' does not support 'num_features'"),
     ("favour", "Unknown attention 'favour' .did you mean 'favor'")])
 def test_module_refuses_options(attn, error):
   with pytest.raises(ValueError, match=error):
@@ -364,7 +391,7 @@ def test_draws_must_be_given_outside_of_the_module():
 
 def test_a_new_attention_with_draws_is_one_registration(monkeypatch):
   monkeypatch.setattr(
-      attention, "IMPLEMENTATIONS", dict(attention.IMPLEMENTATIONS))
+      registry, "IMPLEMENTATIONS", dict(registry.IMPLEMENTATIONS))
   @attention.register(
       "mine", draw=lambda rng, shape: jax.random.normal(rng, shape))
   def _mine(q, k, v, *, projection):
@@ -375,7 +402,7 @@ def test_a_new_attention_with_draws_is_one_registration(monkeypatch):
   assert variables["features"]["mine"].shape == (3, 4)
   none = {"mine": np.zeros((3, 4))}
   np.testing.assert_array_equal(
-      module.apply({**variables, "features": none}, x), np.zeros((1, 2, 8)))
+      module.apply({**variables, "features": none}, x)[0], np.zeros((1, 2, 8)))
   drawn = attention.redraw(none, jax.random.key(0), 3, 3)
   assert np.abs(drawn["mine"]).min() > 0
 

@@ -1,4 +1,4 @@
-"""Radiance fields: counts, closed forms, SciPy; N7, N8, N9: see rendering."""
+"""Radiance fields against parameter counts, closed forms and SciPy."""
 
 from big_vision import tree
 from big_vision.proj.nerf import mlp
@@ -20,7 +20,7 @@ def _init(model):
   return shapes["params"]
 
 
-def test_n7_the_encoding_of_the_code_and_of_the_paper():
+def test_both_encodings_match_their_formulas():
   x = np.asarray([[0.25, -0.5, 1.0]], np.float32)
   code, paper = map(np.asarray, drawn.jit(lambda x: (
       mlp.encode(x, 10),
@@ -43,7 +43,7 @@ def test_n7_the_encoding_of_the_code_and_of_the_paper():
       paper[0, 0:18:3], [.5 ** .5, .5 ** .5, 1, 0, 0, -1], atol=1e-6)
 
 
-def test_n8_parameters_are_as_many_as_published():
+def test_the_parameter_count_is_the_published_one():
   params = _init(mlp.Model())
   assert tree.num_elements(params) == 595_844
   assert params["layer4"]["kernel"].shape == (256, 256)
@@ -91,7 +91,7 @@ def test_the_network_is_that_of_figure_7(small):
   np.testing.assert_allclose(got[1], rgb, atol=1e-5)
 
 
-def test_n9_noise_comes_before_the_relu(small):
+def test_noise_is_added_before_the_relu(small):
   model, params, (raw, _) = small
   noise = np.random.default_rng(2).normal(size=raw.shape).astype(np.float32)
   density, _ = drawn.apply(model, params, POINTS, DIRECTIONS, noise)

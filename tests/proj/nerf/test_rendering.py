@@ -1,6 +1,6 @@
 """Volume rendering against closed forms and loops.
 
-N1, N2, ...: a list of mistakes that NeRFs written from memory make.
+Each test is named after a mistake that NeRFs written from memory make.
 """
 
 from big_vision.proj.nerf import rendering
@@ -61,7 +61,7 @@ def test_composite_is_the_sum_of_the_paper():
     np.testing.assert_allclose(shown["distance"][i], distance, rtol=1e-5)
 
 
-def test_n1_transmittance_is_exclusive():
+def test_transmittance_excludes_the_sample_itself():
   shown = _slab(0.5, 4.0, 64)
   np.testing.assert_allclose(shown["opacity"], 1 - np.exp(-2), atol=1e-6)
   # The sum of the weights is what the product of what passes leaves.
@@ -77,7 +77,7 @@ def test_n1_transmittance_is_exclusive():
   np.testing.assert_allclose(shown["weights"][:, 0], alpha[:, 0], atol=1e-6)
 
 
-def test_n2_intervals_are_as_long_as_their_direction_says():
+def test_interval_lengths_scale_with_the_direction():
   once = _slab(0.5, 4.0, 64)
   twice = _slab(0.5, 2.0, 64, direction=2.0)  # The same places.
   np.testing.assert_allclose(twice["opacity"], once["opacity"], atol=1e-6)
@@ -106,7 +106,7 @@ def _render(options, rng=None, rays=RAYS, field=_fog):
   return jax.device_get(run(rays, rng))
 
 
-def test_n2_fields_see_directions_of_length_one():
+def test_fields_get_unit_directions():
   one, asked = _render(OPTIONS._replace(last_interval="far"))
   longer, asked_longer = _render(
       OPTIONS._replace(last_interval="far", near=1.0, far=3.0),
@@ -120,7 +120,7 @@ def test_n2_fields_see_directions_of_length_one():
           one[name][key], longer[name][key], rtol=2e-5, err_msg=key)
 
 
-def test_n3_the_last_interval():
+def test_the_last_interval():
   """Published, any density in it is opaque; "far" is for exact comparisons."""
   np.testing.assert_allclose(_slab(1e-3, 4.0, 64, far=None)["opacity"], 1)
   np.testing.assert_allclose(
@@ -145,7 +145,7 @@ def _sampled(t, weights, u):
   return edges[place - 1] + share * (edges[place] - edges[place - 1])
 
 
-def test_n4_importance_sampling_inverts_the_distribution():
+def test_importance_sampling_inverts_the_distribution():
   rng = np.random.default_rng(0)
   t = np.sort(rng.uniform(2, 6, (3, 9))).astype(np.float32)
   weights = rng.random((3, 9)).astype(np.float32)
@@ -155,7 +155,7 @@ def test_n4_importance_sampling_inverts_the_distribution():
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_n4_samples_are_where_the_weights_are():
+def test_samples_are_drawn_where_the_weights_are():
   """Two spikes; off by half a bin or by one, and the mean is."""
   t = np.linspace(2, 6, 32, dtype=np.float32)
   weights = np.zeros(32, np.float32)
@@ -172,7 +172,7 @@ def test_n4_samples_are_where_the_weights_are():
   np.testing.assert_allclose(np.diff(got), np.diff(got)[0, 0], rtol=1e-3)
 
 
-def test_n5_no_gradient_through_where_samples_are():
+def test_no_gradient_flows_through_sample_positions():
   def seen(scale):
     fields = {
         "coarse": lambda points, *_: (scale * _fog(points)[0], _fog(points)[1]),
@@ -183,7 +183,7 @@ def test_n5_no_gradient_through_where_samples_are():
   assert float(tangent[0]) == 0 and float(tangent[1]) != 0
 
 
-def test_n5_the_fine_field_sees_the_sorted_union():
+def test_the_fine_field_gets_the_sorted_union_of_samples():
   _, asked = _render(OPTIONS, jax.random.key(1))
   # t, as directions go along -z from 4.
   coarse, fine = (4.0 - points[..., 2] for points, _, _ in asked)
@@ -193,7 +193,7 @@ def test_n5_the_fine_field_sees_the_sorted_union():
     assert np.isin(a, b).all()
 
 
-def test_n9_noise_is_for_training():
+def test_density_noise_is_for_training_only():
   noisy = OPTIONS._replace(noise_std=2.0)
   for options, rng in ((noisy, None), (OPTIONS, jax.random.key(0))):
     assert [noise for *_, noise in _render(options, rng)[1]] == [0.0, 0.0]
@@ -202,7 +202,7 @@ def test_n9_noise_is_for_training():
     np.testing.assert_allclose(np.std(noise), 2.0, rtol=0.06)
 
 
-def test_n11_nothing_in_the_way_is_the_background_once():
+def test_empty_space_shows_the_background_once():
   def nothing(points):
     return jnp.zeros(points.shape[:-1]), jnp.full(points.shape, 0.2)
   for background in (0.0, 1.0):
@@ -217,7 +217,7 @@ def test_n11_nothing_in_the_way_is_the_background_once():
   np.testing.assert_allclose(shown["rgb"], 0.7, rtol=1e-6)
 
 
-def test_n13_each_ray_and_bin_draws_its_own_place():
+def test_each_ray_and_bin_draws_its_own_position():
   stratified = drawn.jit(rendering.stratified, static_argnums=(1, 2))
   t = np.asarray(stratified(jax.random.key(0), 500, 20, 2.0, 6.0))
   within = (t - 2.0) / 0.2 - np.arange(20)

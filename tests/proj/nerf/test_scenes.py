@@ -1,4 +1,4 @@
-"""Cameras and the two formats of scenes; N10, N11: see test_rendering.py."""
+"""Cameras and the two formats of scenes."""
 
 import json
 
@@ -25,7 +25,7 @@ def _project(camera, pose, point):
 
 
 @pytest.mark.parametrize("center", [True, False])
-def test_n10_the_ray_of_a_pixel_goes_through_what_is_seen_there(center):
+def test_the_ray_of_a_pixel_hits_the_point_that_it_shows(center):
   camera = cameras.Camera(6, 10, 9.0, center)
   position = np.asarray([2.0, -3.0, 1.5])
   pose = cameras.look_at(position, [0.1, 0.2, 0], [0, 0, 1])
@@ -122,7 +122,7 @@ def test_blender_scenes_are_sources_of_rays(folder):
   assert scene.distances() is None
 
 
-def test_n11_alpha_is_composited_once(folder):
+def test_alpha_is_composited_once(folder):
   raw = np.asarray(Image.open(folder / "train" / "r_1.png"), np.float64) / 255
   rgb, alpha = raw[..., :3], raw[..., 3:]
   for white in (True, False):

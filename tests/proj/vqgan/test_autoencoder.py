@@ -1,4 +1,4 @@
-"""Autoencoder and discriminator; mistakes Q7 and Q10 of systems.md."""
+"""Autoencoder and discriminator: architecture details that are easy to miss."""
 
 from big_vision.proj.vqgan import autoencoder
 from big_vision.proj.vqgan import discriminator
@@ -40,18 +40,18 @@ def test_shapes_names_and_the_last_layer(tiny):
   np.testing.assert_allclose(
       autoencoder.last_layer(params, out["head_input"]), reconstruction,
       rtol=1e-4, atol=1e-5)
-  # Q10: no tanh at the end.
+  # No tanh at the end.
   assert np.abs(reconstruction).max() > 1
 
 
-def test_q16_decoding_the_codes_is_the_forward_pass(tiny):
+def test_decoding_the_codes_equals_the_forward_pass(tiny):
   model, params = tiny
   reconstruction, out = drawn.apply(model, params, IMAGE)
   decoded = drawn.apply(model, params, out["codes"], method="decode_codes")
   np.testing.assert_allclose(decoded, reconstruction, rtol=1e-4, atol=1e-4)
 
 
-def test_q10_downsampling_is_padded_at_the_end_only():
+def test_downsampling_pads_at_the_end_only():
   class Down(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -67,7 +67,7 @@ def test_q10_downsampling_is_padded_at_the_end_only():
   np.testing.assert_allclose(got[0, ..., 0], wanted, rtol=1e-5)
 
 
-def test_q10_upsampling_repeats_pixels():
+def test_upsampling_repeats_pixels():
   class Up(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -84,7 +84,7 @@ def test_q10_upsampling_repeats_pixels():
 @pytest.mark.parametrize(
     "channels, groups",
     [(2, 1), (8, 2), (14, 1), (64, 16), (144, 16), (256, 32)])
-def test_q10_normalization_has_32_groups_at_most(channels, groups):
+def test_normalization_has_at_most_32_groups(channels, groups):
   class Norm(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -155,7 +155,7 @@ def test_discriminator_starts_as_published():
   assert "bias" in params["conv_0"] and "bias" not in params["conv_1"]
 
 
-def test_q7_no_statistic_mixes_the_images_of_a_batch():
+def test_no_statistic_mixes_the_images_of_a_batch():
   model = discriminator.Model(width=4, depth=1)
   image = drawn.image((4, 8, 8, 3))
   params = drawn.params(model, image)

@@ -258,5 +258,6 @@ def test_a_workdir_of_the_wrong_kind_is_refused(classifier, stage1):
     build_lib.build(stage2_config(classifier, "nowhere"))
   with pytest.raises(config_lib.ConfigError, match="trainer None.*stage1"):
     build_lib.build(stage2_config(classifier, classifier))
-  with pytest.raises(config_lib.ConfigError, match="'proj.vqgan.stage1'; a cl"):
+  with pytest.raises(config_lib.ConfigError,
+                     match="'proj.vqgan.stage1', but a run of"):
     build_lib.build(stage1_config(stage1))

@@ -1,11 +1,13 @@
-"""GPT over codes; mistakes Q12 and Q14 of systems.md, and caches."""
+"""GPT over codes: causality, sampling with kept keys and values, windows."""
 
 import functools
 
+from big_vision import sharding
 from big_vision.proj.vqgan import gpt
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests import drawn
@@ -28,7 +30,7 @@ def _logits_fn(model):
       {"params": params}, codes, label))
 
 
-def test_q12_each_code_is_predicted_from_those_before_it(params):
+def test_codes_are_predicted_from_earlier_codes_only(params):
   logits = _logits_fn(MODEL)(params, CODES, LABEL)
   assert logits.shape == (3, 6, NUM_CODES)
   for i in range(6):
@@ -36,20 +38,20 @@ def test_q12_each_code_is_predicted_from_those_before_it(params):
     changed[:, i] = (changed[:, i] + 1) % NUM_CODES
     other = _logits_fn(MODEL)(params, changed, LABEL)
     differs = np.abs(other - logits).max(axis=(0, 2)) > 1e-4
-    # Logits up to i do not see code i; all that come after do.
+    # Logits up to i do not depend on code i; all later ones do.
     np.testing.assert_array_equal(differs, np.arange(6) > i)
   other = _logits_fn(MODEL)(params, CODES, (LABEL + 1) % 4)
   assert (np.abs(other - logits).max(axis=(0, 2)) > 1e-4).all()
 
 
-def test_starts_uniform_and_without_a_bias_at_the_head():
+def test_initial_kernels_are_small_and_the_head_has_no_bias():
   variables = drawn.jit(MODEL.init)(jax.random.key(0), CODES, LABEL)["params"]
   assert set(variables["head"]) == {"kernel"}
   np.testing.assert_allclose(
       np.std(variables["block_0"]["mlp_in"]["kernel"]), 0.02, rtol=0.15)
 
 
-def test_one_start_token_without_classes():
+def test_unconditional_models_have_one_start_token():
   model = MODEL.clone(num_classes=0)
   params = drawn.shapes(model, CODES)
   assert params["condition"]["embedding"].shape == (1, 8)
@@ -61,6 +63,51 @@ def test_one_start_token_without_classes():
     drawn.shapes(MODEL.clone(attention="linear"), CODES, LABEL)
 
 
+def test_attention_has_kernels_with_heads():
+  """Published transformers have them, and tensor parallelism splits them."""
+  block = drawn.shapes(MODEL, CODES, LABEL)["block_0"]
+  assert jax.tree.map(lambda x: x.shape, block) == {
+      **{name: {"kernel": (8, 2, 4), "bias": (2, 4)}
+         for name in ("query", "key", "value")},
+      "out": {"kernel": (2, 4, 8), "bias": (8,)},
+      "mlp_in": {"kernel": (8, 32), "bias": (32,)},
+      "mlp_out": {"kernel": (32, 8), "bias": (8,)},
+      **{name: {"scale": (8,), "bias": (8,)} for name in ("ln_1", "ln_2")}}
+
+
+def test_tensor_parallelism_splits_heads_and_does_not_change_losses(params):
+  mesh = sharding.make_mesh([("data", 4), ("model", 2)])
+  tree_of = {"params": params}
+  where = sharding.infer(
+      tree_of, sharding.preset_strategy("tp", tree_of, mesh), mesh)["params"]
+  specs = jax.tree.map(lambda s: tuple(s.spec), where["block_1"])
+  for name in ("query", "key", "value"):
+    assert specs[name] == {"kernel": (None, "model", None),
+                           "bias": ("model", None)}
+  assert specs["out"]["kernel"] == ("model", None, None)
+  assert specs["mlp_in"] == {"kernel": (None, "model"), "bias": ("model",)}
+  assert specs["mlp_out"]["kernel"] == ("model", None)
+
+  codes, label = np.tile(CODES, (4, 1))[:8], np.tile(LABEL, 4)[:8]
+
+  def loss(params, codes, label):
+    logits = MODEL.apply({"params": params}, codes, label)
+    return optax.softmax_cross_entropy_with_integer_labels(
+        logits, codes).mean()
+
+  wanted, wanted_grads = drawn.jit(jax.value_and_grad(loss))(
+      params, codes, label)
+  rules = sharding.make_rules(mesh, None, "tp")
+  batch = sharding.batch_sharding(mesh, rules)
+  with sharding.use(mesh, rules):
+    got, grads = jax.jit(
+        jax.value_and_grad(loss), in_shardings=(where, batch, batch))(
+            params, codes, label)
+  np.testing.assert_allclose(got, wanted, rtol=1e-5)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(
+      x, y, rtol=1e-3, atol=1e-4), grads, wanted_grads)
+
+
 def _greedy_by_whole_passes(params):
   codes = np.zeros((3, 6), np.int32)
   for i in range(6):
@@ -69,7 +116,7 @@ def _greedy_by_whole_passes(params):
   return codes
 
 
-def test_greedy_with_kept_keys_and_values_is_greedy_without(params):
+def test_greedy_sampling_with_a_cache_equals_greedy_sampling_without(params):
   wanted = _greedy_by_whole_passes(params)
   got = drawn.jit(lambda p, label: gpt.sample(
       MODEL, p, jax.random.key(0), 3, label, temperature=0))(params, LABEL)
@@ -77,7 +124,7 @@ def test_greedy_with_kept_keys_and_values_is_greedy_without(params):
   assert len(np.unique(wanted)) > 3
 
 
-def test_logits_with_kept_keys_and_values_are_those_of_whole_passes(params):
+def test_logits_with_a_cache_equal_those_of_whole_passes(params):
   whole = _logits_fn(MODEL)(params, CODES, LABEL)
   step = drawn.jit(lambda params, place, code, caches: MODEL.apply(
       {"params": params}, place, code, LABEL, caches, method="next_logits"))
@@ -90,7 +137,7 @@ def test_logits_with_kept_keys_and_values_are_those_of_whole_passes(params):
 
 @pytest.mark.parametrize("how", [
     dict(temperature=0), dict(temperature=0.7, top_k=4)])
-def test_q14_a_window_of_the_whole_grid_draws_the_same(params, how):
+def test_a_window_of_the_whole_grid_gives_the_same_samples(params, how):
   args = (jax.random.key(1), 3)
   plain = drawn.jit(lambda p: gpt.sample(MODEL, p, *args, LABEL, **how))(params)
   sliding = drawn.jit(lambda p: gpt.sample_sliding(
@@ -98,7 +145,7 @@ def test_q14_a_window_of_the_whole_grid_draws_the_same(params, how):
   np.testing.assert_array_equal(sliding.reshape(3, 6), plain)
 
 
-def test_q14_windows_are_around_each_code_and_stop_at_the_borders(params):
+def test_windows_are_centred_on_each_code_and_stop_at_the_borders(params):
   rows, columns = size = (4, 5)
   codes = np.zeros((3, *size), np.int32)
   for i in range(rows):
@@ -115,14 +162,14 @@ def test_q14_windows_are_around_each_code_and_stop_at_the_borders(params):
   np.testing.assert_array_equal(got, codes)
 
 
-def test_q14_windows_that_do_not_fit_are_refused(params):
+def test_windows_that_do_not_fit_are_refused(params):
   for window, size in (((2, 2), (4, 4)), (WINDOW, (1, 9))):
-    with pytest.raises(ValueError, match="window of 6 codes that fits"):
+    with pytest.raises(ValueError, match="window must have 6 codes and fit"):
       gpt.sample_sliding(
           MODEL, params, jax.random.key(0), 3, window, size, LABEL)
 
 
-def test_drawing_follows_temperature_and_top_k():
+def test_samples_follow_temperature_and_top_k():
   logits = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))
   many = jnp.broadcast_to(logits, (20_000, 4))
   rng = jax.random.key(0)
@@ -135,13 +182,12 @@ def test_drawing_follows_temperature_and_top_k():
   np.testing.assert_allclose(shares(temperature=0.5), squared, atol=0.015)
   assert shares(temperature=0)[1] == shares(top_k=1)[1] == 1
   for kw in (dict(top_k=5), dict(top_k=0), dict(temperature=-1)):
-    with pytest.raises(ValueError, match="Drawing wants"):
+    with pytest.raises(ValueError, match="Sampling needs"):
       gpt.draw(many, rng, **kw)
 
 
 def _import_transformers():
-  """Also beside a torchvision that does not fit torch, which it would import.
-  """
+  """Imports transformers, even if the installed torchvision is broken."""
   utils = pytest.importorskip("transformers.utils.import_utils")
   try:
     import torchvision  # noqa: F401
@@ -153,8 +199,16 @@ def _import_transformers():
   return transformers
 
 
+def _without_heads(block, name, field):
+  """Returns a parameter as GPT-2 has it, with the heads joined."""
+  x = np.asarray(block[name][field])
+  if name in ("query", "key", "value"):
+    return x.reshape(*x.shape[:-2], -1)
+  return x.reshape(-1, x.shape[-1]) if name == "out" and x.ndim == 3 else x
+
+
 @pytest.mark.peer
-def test_logits_are_those_of_transformers_gpt2(params):
+def test_logits_equal_those_of_gpt2_in_transformers(params):
   torch = pytest.importorskip("torch")
   transformers = _import_transformers()
   config = transformers.GPT2Config(
@@ -164,7 +218,7 @@ def test_logits_are_those_of_transformers_gpt2(params):
   def copy(target, value):
     with torch.no_grad():
       target.copy_(torch.tensor(np.array(value)))
-  # Their classes are codes behind ours.
+  # In their vocabulary, classes follow the codes.
   copy(theirs.transformer.wte.weight, np.concatenate(
       [params["codes"]["embedding"], params["condition"]["embedding"]]))
   copy(theirs.transformer.wpe.weight, params["pos_embedding"])
@@ -172,13 +226,13 @@ def test_logits_are_those_of_transformers_gpt2(params):
     ours = params[f"block_{i}"]
     for field in ("kernel", "bias"):
       copy(getattr(block.attn.c_attn, "weight" if field == "kernel" else field),
-           np.concatenate([ours[name][field]
+           np.concatenate([_without_heads(ours, name, field)
                            for name in ("query", "key", "value")], axis=-1))
       for layer, name in ((block.attn.c_proj, "out"),
                           (block.mlp.c_fc, "mlp_in"),
                           (block.mlp.c_proj, "mlp_out")):
         copy(getattr(layer, "weight" if field == "kernel" else field),
-             ours[name][field])
+             _without_heads(ours, name, field))
     for layer, name in ((block.ln_1, "ln_1"), (block.ln_2, "ln_2")):
       copy(layer.weight, ours[name]["scale"])
       copy(layer.bias, ours[name]["bias"])

@@ -1,4 +1,4 @@
-"""Quantizers against loops; mistakes Q1, Q2, Q3, Q9 and Q16 of systems.md."""
+"""Quantizers against loops."""
 
 import itertools
 
@@ -41,7 +41,7 @@ def test_nearest_codes_are_those_a_loop_finds():
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_q1_beta_weighs_the_term_of_the_encoder_unless_legacy(legacy):
+def test_beta_scales_the_encoder_term_unless_legacy(legacy):
   def loss(z, codebook):
     _, out = _apply(_vq(beta=0.25, legacy=legacy), z, codebook)
     return sum(out["losses"].values())
@@ -56,7 +56,7 @@ def test_q1_beta_weighs_the_term_of_the_encoder_unless_legacy(legacy):
       to_codebook, beta_codebook * plain_codebook, rtol=1e-4, atol=1e-7)
 
 
-def test_q2_straight_through_to_the_encoder_and_not_to_the_codebook():
+def test_straight_through_gradients_reach_the_encoder_only():
   weights = RNG.normal(size=Z.shape).astype(np.float32)
   def loss(z, codebook):
     return jnp.sum(weights * _apply(_vq(), z, codebook)[0])
@@ -65,7 +65,7 @@ def test_q2_straight_through_to_the_encoder_and_not_to_the_codebook():
   assert not np.any(to_codebook)
 
 
-def test_q3_distances_are_float32_whatever_the_activations_are():
+def test_distances_are_float32_for_any_activation_dtype():
   rng = np.random.default_rng(1)
   codebook = rng.uniform(-1, 1, (64, 16)).astype(np.float32) / 64
   z = jnp.asarray(rng.normal(size=(1, 8, 8, 16)), jnp.bfloat16)
@@ -88,7 +88,7 @@ def test_codes_start_within_one_over_their_number():
 @pytest.mark.parametrize("spec", [
     "vq(num_codes=7, width=5)", "ema(num_codes=7, width=5)",
     "fsq(levels=(4, 3, 2, 5, 8))"])
-def test_q16_lookup_of_the_codes_is_what_was_quantized(spec):
+def test_looking_up_the_codes_gives_the_quantized_values(spec):
   quantizer = quantizers.make(spec)
   assert quantizer.width == 5
   variables = quantizer.init(jax.random.key(0), Z)
@@ -138,7 +138,7 @@ def test_ema_is_still_in_evaluation():
   quantizer.apply(variables, Z)  # Would raise if it changed anything.
 
 
-def test_q9_reviving_changes_neither_sums_nor_living_codes():
+def test_reviving_changes_neither_sums_nor_used_codes():
   usage = np.array([0.3, 0.0, 0.25, 0.2, 1e-5, 0.15, 0.09999], np.float32)
   total = (RNG.normal(size=(7, 5)) * usage[:, None]).astype(np.float32)
   got = jax.device_get(quantizers.revive(

@@ -1,0 +1,89 @@
+"""Checks that models and layers make of their options and inputs."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from big_vision import config as config_lib
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+def check_choice(what: str, value: Any, options: Iterable[Any]):
+  """Raises ValueError unless `value` is one of `options`.
+
+  Args:
+    what: name of the option, for the error.
+    value: chosen value.
+    options: values that exist; the error lists them.
+  """
+  options = list(options)
+  if value not in options:
+    raise ValueError(
+        f"Unknown {what} {value!r}{config_lib.nearest(value, options)}; use "
+        f"one of {sorted(options)}.")
+
+
+def check_patches(
+    image, patch_size: int | Sequence[int], hint: str = "") -> tuple[int, int]:
+  """Checks that images divide into patches.
+
+  Args:
+    image: array; should be [b, height, width, channels].
+    patch_size: side of a patch, or its (height, width), in pixels.
+    hint: sentence that ends the error.
+
+  Returns:
+    (height, width) of a patch, in pixels.
+
+  Raises:
+    ValueError: `image` does not have four axes, its height or width is 0 or not
+      a multiple of the patch, or a side of the patch is below 1.
+  """
+  patch_size = (
+      (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size))
+  if image.ndim != 4 or min(patch_size) < 1 or any(
+      pixels % patch or not pixels
+      for pixels, patch in zip(image.shape[1:3], patch_size)):
+    raise ValueError(
+        "Images must be [b, height, width, channels] with height and width "
+        f"multiples of patch_size {patch_size}; they are "
+        f"{list(image.shape)}. {hint}".rstrip())
+  return patch_size
+
+
+def check_text(text, vocab_size: int, hint: str = ""):
+  """Raises ValueError, ending in `hint`, unless `text` is int[b, n]."""
+  if text.ndim != 2 or not jnp.issubdtype(text.dtype, jnp.integer):
+    raise ValueError(
+        f"With vocab_size={vocab_size} text must be int[b, n]; it is "
+        f"{text.dtype}{list(text.shape)}. {hint}".rstrip())
+
+
+def check_mask(mask, shape: Sequence[int]):
+  """Checks the shape of a mask of tokens and makes it boolean.
+
+  Args:
+    mask: bool or number[b, n], 0 for padding; or None.
+    shape: the expected (b, n).
+
+  Returns:
+    bool[b, n]; None if `mask` is None.
+
+  Raises:
+    ValueError: `mask` has another shape.
+  """
+  if mask is None:
+    return None
+  if mask.shape != tuple(shape):
+    raise ValueError(
+        f"A mask must have a number for every token, {list(shape)}; it is "
+        f"{mask.dtype}{list(mask.shape)}.")
+  return mask > 0
+
+
+def compute_dtype(dtype_mm: str):
+  """Returns the dtype of activations; parameters are float32 regardless."""
+  check_choice("dtype_mm", dtype_mm, COMPUTE_DTYPES)
+  return jnp.dtype(dtype_mm)
