@@ -14,7 +14,7 @@ import pytest
     ("model", "proj.vqgan.gpt", "big_vision.proj.vqgan.gpt"),
     ("trainer", "proj.vqgan.stage1", "big_vision.proj.vqgan.stage1"),
     ("source", "proj.nerf.blender", "big_vision.proj.nerf.blender"),
-    ("pp module", "ops_image", "big_vision.pp.ops_image"),
+    ("pp module", "ops_crop", "big_vision.pp.ops_crop"),
 ])
 def test_names_are_module_paths(kind, name, full_name):
   assert modules.find(kind, name).__name__ == full_name

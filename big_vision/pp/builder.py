@@ -17,7 +17,9 @@ from big_vision import op_string
 from big_vision.pp import registry
 
 # The modules under big_vision/pp whose ops every string can use.
-DEFAULT_MODULES = ("ops_general", "ops_image", "randaug")
+DEFAULT_MODULES = (
+    "ops_general", "ops_decode", "ops_resize", "ops_crop", "ops_color",
+    "randaug")
 
 
 def make_preprocess(

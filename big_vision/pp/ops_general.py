@@ -24,10 +24,11 @@ def value_range(
   Shapes may be unknown; refuses a RaggedTensor.
 
   Args:
-    vmin: Value that `in_min` is mapped to.
-    vmax: Value that `in_max` is mapped to.
-    in_min: one number, or one for each entry of the last axis.
-    in_max: likewise.
+    vmin: Result for an input of `in_min`.
+    vmax: Result for an input of `in_max`.
+    in_min: Lower end of the input range: one number, or one for each entry of
+      the last axis.
+    in_max: Upper end of the input range, in the same form.
     clip_values: whether values outside of [in_min, in_max] are clipped; if
       not, they end outside of [vmin, vmax].
   """
@@ -180,7 +181,7 @@ def pad_to_shape(
   Args:
     shape: sizes of the result; None leaves an axis as it is. A value that is
       larger raises an InvalidArgumentError with both shapes.
-    pad_value: Value of the padding.
+    pad_value: Value of the added entries.
     where: "after", "before", or "both", which gives the end the odd one.
   """
   if where not in ("after", "before", "both"):

@@ -9,7 +9,7 @@ import math
 
 import tensorflow as tf
 
-from big_vision.pp import ops_image
+from big_vision.pp import ops_color
 from big_vision.pp import registry
 
 # What comes in from outside of an image that was turned or shifted.
@@ -49,7 +49,7 @@ def randaug(num_layers: int = 2, magnitude: float = 10, legacy: bool = False):
   make_changes = legacy_changes if legacy else changes
 
   def augment(image, seed):
-    ops_image.check_uint8(image)
+    ops_color.check_uint8(image)
     for layer in range(num_layers):
       image = apply_one(
           image, tf.random.experimental.stateless_fold_in(seed, layer))

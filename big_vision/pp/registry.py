@@ -102,7 +102,7 @@ def in_key_out_key(
   Args:
     indefault: the entry read where neither `inkey` nor `key` is given. None:
       one of the two must be given.
-    outdefault: the same for the entry written.
+    outdefault: The entry written where neither `outkey` nor `key` is given.
     ragged: whether the function takes a `tf.RaggedTensor`; if not, one is
       refused with a ValueError while tracing.
   """

@@ -186,8 +186,8 @@ def test_build_needs_a_string_and_modules_that_exist(monkeypatch, tmp_path):
   with pytest.raises(config_lib.ConfigError, match="None is none"):
     builder.make_preprocess(None)
   with pytest.raises(config_lib.ConfigError) as error:
-    builder.make_preprocess("", modules=["ops_imag"])
-  assert "'ops_imag' (did you mean 'ops_image'?)" in str(error.value)
+    builder.make_preprocess("", modules=["ops_crp"])
+  assert "'ops_crp' (did you mean 'ops_crop'?)" in str(error.value)
   assert "'builder'" not in str(error.value)
   # A module that exists, but imports one that does not.
   (tmp_path / "my_lab").mkdir()

@@ -1,4 +1,4 @@
-"""Tests of pp/ops_image.py against NumPy, PIL and colorsys."""
+"""Tests of the image ops in pp/ against NumPy, PIL and colorsys."""
 
 import colorsys
 import io
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from big_vision import config as config_lib
 from big_vision.pp import builder
-from big_vision.pp import ops_image
+from big_vision.pp import ops_decode
 
 SEED = np.array([3, 4], np.int32)
 
@@ -164,13 +164,13 @@ def test_decode_refuses_a_png_whose_area_overflows():
 def test_decode_reads_sizes_right(encoding, monkeypatch):
   kind, kwargs = ENCODINGS[encoding]
   contents = _encode(_smooth(37, 53), kind, **kwargs)
-  monkeypatch.setattr(ops_image, "MAX_PIXELS", 37 * 53)
+  monkeypatch.setattr(ops_decode, "MAX_PIXELS", 37 * 53)
   for string in ("decode", "decode_jpeg_and_inception_crop"):
     assert _run(string, contents).shape[-1] == 3
-    monkeypatch.setattr(ops_image, "MAX_PIXELS", 37 * 53 - 1)
+    monkeypatch.setattr(ops_decode, "MAX_PIXELS", 37 * 53 - 1)
     with pytest.raises(tf.errors.InvalidArgumentError, match="(?s)37.*53"):
       _run(string, contents)
-    monkeypatch.setattr(ops_image, "MAX_PIXELS", 37 * 53)
+    monkeypatch.setattr(ops_decode, "MAX_PIXELS", 37 * 53)
 
 
 @pytest.mark.parametrize("contents", [b"", b"GIF8", b"hello", b"\x89PNG\r\n"])
