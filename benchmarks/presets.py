@@ -25,7 +25,10 @@ from big_vision.configs import bit_i1k
 from big_vision.configs import mlp_mixer_i1k
 from big_vision.configs import vit_i1k
 from big_vision.datasets.tfds import declared
-from big_vision.tools import plan
+from big_vision.hardware import targets
+from big_vision.tools.planning import plans
+from big_vision.tools.planning import remedies
+from big_vision.tools.planning import sizes
 
 TOPOLOGY = "v5e:4x4"
 BATCH_SIZE = 1024
@@ -56,24 +59,25 @@ def make_config(model: str, preset: str) -> Any:
   get_config, arg = MODELS[model]
   config = get_config(f"{arg},batch_size={BATCH_SIZE}")
   mesh = [("data", 4), ("model", 4)] if "tp" in preset else [("data", 16)]
-  return plan.changed(config, {
+  return remedies.with_values(config, {
       "model.dtype_mm": "bfloat16", "evals": {}, "mesh": mesh,
       "sharding_strategy": None, "sharding_preset": preset})
 
 
-def row(model: str, preset: str, hardware: plan.Hardware) -> tuple[str, str]:
+def row(
+    model: str, preset: str, hardware: targets.Hardware) -> tuple[str, str]:
   """Returns a row of Markdown and, if it is empty, the reason for that."""
   head = f"| {model} | {preset} |"
   try:
-    planned = plan.make_plan(
+    planned = plans.make_plan(
         config_lib.resolve(make_config(model, preset)), hardware)
-  except plan.DoesNotFitError as error:
+  except plans.DoesNotFitError as error:
     return f"{head} does not fit | | | | | |", str(error)
   except config_lib.ConfigError as error:
     return f"{head} does not apply | | | | | |", str(error)
-  program = planned.program
+  program = planned.phases[-1].program  # These runs have one phase.
   entries = {name: on_device for name, _, on_device in
-             plan.entry_bytes(planned.built)}
+             sizes.entry_bytes(planned.built)}
   columns = [entries["params"], entries["params"], entries["opt"],
              program.peak_bytes - program.argument_bytes, program.peak_bytes]
   links = sum(c.bytes_on_links for c in program.collectives)
@@ -88,7 +92,7 @@ def main():
                       help=f"any of {list(MODELS)}")
   args = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
-  hardware = plan.describe_topology(TOPOLOGY)
+  hardware = targets.describe_topology(TOPOLOGY)
   print("| model | preset | parameters, MiB | gradients, MiB | optimizer, MiB "
         "| activations, MiB | peak, MiB | GB over the links |\n"
         "|---|---|---|---|---|---|---|---|")

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import jax
 
 from big_vision.hardware import hlo
+from big_vision.hardware import targets
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision.configs import vit_s16_i1k
 from big_vision.task import Info
-from big_vision.tools import plan
 from big_vision.trainers import classification
 
 
@@ -59,7 +59,7 @@ def compile_step(case: Case, attention: str) -> hlo.Program:
   config = config_lib.resolve(config)
   b = case.batch_size
   mesh = sharding.make_mesh(
-      devices=plan.describe_topology(case.topology).devices)
+      devices=targets.describe_topology(case.topology).devices)
   rules = sharding.make_rules(mesh, None)
   info = Info(100_000, b, 1_281_167, {
       "image": jax.ShapeDtypeStruct((b, 224, 224, 3), "float32"),
