@@ -1,9 +1,9 @@
-"""What a compiled program does: memory, traffic, collectives; and its FLOPs.
+"""Measures compiled programs: memory, traffic, collectives and FLOPs.
 
-Two views, since neither knows everything. The jaxpr (`count_flops`) knows what
-was asked for, whatever the device, and how often a scan repeats. The program
-that XLA made (`Program`) knows what one device does, but its `cost_analysis`
-counts the body of a loop once; its text says how often the body runs.
+Two sources complement each other. The jaxpr (`count_flops`) holds the requested
+arithmetic, independently of the device, and the length of each scan. XLA's
+program (`Program`) holds the work of one device, but `cost_analysis` counts the
+body of a loop once; the number of iterations is read from the program's text.
 """
 
 import collections
@@ -21,7 +21,7 @@ from jax.interpreters import partial_eval
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all",
                "collective-permute")
 
-# Bytes of what XLA's text calls its types; others have none ("token").
+# Bytes of an element by XLA's name of its type; others ("token") have none.
 _BYTES = dict(pred=1, s4=.5, u4=.5, s8=1, u8=1, s16=2, u16=2, f16=2, bf16=2,
               s32=4, u32=4, f32=4, s64=8, u64=8, f64=8, c64=8, c128=16)
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
@@ -31,22 +31,22 @@ _OPCODE = re.compile(r" ([a-z][\w\-]*)\(")
 _CALLED = re.compile(
     r"(?:calls|body|condition|to_apply|true_computation|false_computation)="
     r"%([\w.\-]+)|branch_computations=\{([^}]*)\}")
-# These move nothing, or what they call does.
+# Opcodes without traffic of their own; that of the code they call is counted.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast",
          "while", "conditional", "call", "async-start", "async-update",
          "after-all", "partition-id", "replica-id", "iota")
 
 
 class Instruction(NamedTuple):
-  """A line of a program's text.
+  """An instruction, which is a line of a program's text.
 
   Attributes:
-    name: unique in the program.
-    opcode: "fusion", "all-reduce", ...
-    bytes_out: of what it makes.
-    operands: names of what it reads.
-    called: names of the computations it calls.
-    text: the rest of the line.
+    name: Name, unique in the program.
+    opcode: Operation, such as "fusion" or "all-reduce".
+    bytes_out: Size of its result in bytes.
+    operands: Names of the instructions whose results it reads.
+    called: Names of the computations that it calls.
+    text: Rest of the line, from the operands on.
   """
   name: str
   opcode: str
@@ -57,20 +57,20 @@ class Instruction(NamedTuple):
 
   @property
   def op_name(self) -> str:
-    """The path of the JAX operation it came from, "" if unknown."""
+    """Path of the JAX operation that it comes from; "" if unknown."""
     found = re.search(r'op_name="([^"]*)"', self.text)
     return found[1] if found else ""
 
 
 class Collective(NamedTuple):
-  """A transfer between devices, as one device sees it.
+  """A transfer between devices, from the view of one device.
 
   Attributes:
-    kind: one of COLLECTIVES.
-    num_bytes: the larger of what goes in and what comes out.
-    group_size: devices that take part together.
-    count: how often it runs in one execution of the program.
-    op_name: the path of the JAX operation it came from.
+    kind: One of COLLECTIVES.
+    num_bytes: Size in bytes of its operands or its result, whichever is larger.
+    group_size: Number of devices that exchange data with each other.
+    count: Number of times it runs in one execution of the program.
+    op_name: Path of the JAX operation that it comes from; "" if unknown.
   """
   kind: str
   num_bytes: float
@@ -80,10 +80,10 @@ class Collective(NamedTuple):
 
   @property
   def bytes_on_links(self) -> float:
-    """Bytes that a device must at least send, all executions together.
+    """Lower bound of the bytes that a device sends, over all executions.
 
-    Of n devices: an all-gather, reduce-scatter or all-to-all of S bytes sends
-    S (n - 1) / n, an all-reduce twice that, a permutation S.
+    Among n devices, an all-gather, reduce-scatter or all-to-all of S bytes
+    sends S (n - 1) / n, an all-reduce twice as much, and a permutation S.
     """
     if self.kind == "collective-permute":
       return self.num_bytes * self.count
@@ -94,36 +94,37 @@ class Collective(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled program: what XLA says of it, per device.
+  """Figures of a compiled program, per device.
 
-  Args:
-    compiled: jax.stages.Compiled.
+  Attributes:
+    compiled: Program, as `jax.jit(fn).lower(*args).compile()` returns it.
   """
   compiled: jax.stages.Compiled
 
   @property
   def peak_bytes(self) -> int:
-    """Most memory at any time, arguments and results included."""
+    """Peak memory in bytes, arguments and results included."""
     return self.compiled.memory_analysis().peak_memory_in_bytes
 
   @property
   def argument_bytes(self) -> int:
-    """Memory of the arguments: of a training step, the state and the batch."""
+    """Memory of the arguments in bytes; for a step, the state and a batch."""
     return self.compiled.memory_analysis().argument_size_in_bytes
 
   @functools.cached_property
   def bytes_accessed(self) -> float:
     """Bytes that all instructions together read and write.
 
-    XLA's number, scaled by what the repetitions of loops add to our own count.
+    XLA counts the body of a loop once. Its figure is scaled by the ratio of our
+    own counts with and without repetitions.
     """
     once = sum(self._traffic(i) for _, i in self._walk(repeat=False))
-    really = sum(n * self._traffic(i) for n, i in self._walk())
-    return self._cost("bytes accessed") * (really / once if once else 1)
+    repeated = sum(n * self._traffic(i) for n, i in self._walk())
+    return self._cost("bytes accessed") * (repeated / once if once else 1)
 
   @functools.cached_property
   def collectives(self) -> list[Collective]:
-    """Every transfer between devices."""
+    """All transfers between devices."""
     found = []
     for count, instruction in self._walk(into_fusions=True):
       kind = instruction.opcode.removesuffix("-start")
@@ -134,12 +135,16 @@ class Program:
         if instruction.opcode.endswith("-start") and kind != "all-reduce":
           out -= ins
         found.append(Collective(
-            kind, max(ins, out), _group_size(instruction.text), count,
-            instruction.op_name))
+            kind=kind, num_bytes=max(ins, out),
+            group_size=_group_size(instruction.text), count=count,
+            op_name=instruction.op_name))
     return found
 
   def traffic(self) -> dict[str, float]:
-    """{JAX operation: bytes read and written}, largest first; our own count."""
+    """Returns {JAX operation: bytes read and written}, the largest first.
+
+    The bytes are our own count, not XLA's.
+    """
     by_name = collections.Counter()
     for count, instruction in self._walk():
       by_name[instruction.op_name] += count * self._traffic(instruction)
@@ -156,7 +161,7 @@ class Program:
 
   @functools.cached_property
   def _computations(self) -> dict[str, list[Instruction]]:
-    """{name: instructions}; the entry is "" too."""
+    """{name: instructions}; the entry computation is also listed as ""."""
     computations = {}
     for line in self._text.splitlines():
       if head := _COMPUTATION.match(line):
@@ -182,7 +187,15 @@ class Program:
 
   def _walk(self, name: str = "", count: int = 1, *, repeat: bool = True,
             into_fusions: bool = False) -> Iterator[tuple[int, Instruction]]:
-    """(how often, instruction) of all that runs."""
+    """Yields (number of executions, instruction) for the program's code.
+
+    Args:
+      name: Name of the computation to walk through; "" for the entry.
+      count: Number of times that the computation runs.
+      repeat: Whether to count iterations of loops.
+      into_fusions: Whether to enter all called computations, not only those of
+        control flow.
+    """
     for instruction in self._computations.get(name, ()):
       yield count, instruction
       if instruction.opcode == "while":
@@ -196,12 +209,11 @@ class Program:
         yield from self._walk(
             called, inner, repeat=repeat, into_fusions=into_fusions)
 
-
   def _trip_count(self, loop: Instruction) -> int:
-    """How often a `while` runs its body; 1 if that is not known.
+    """Returns the number of iterations of a `while`; 1 if it is unknown.
 
-    The CPU's compiler says so. The TPU's does not: there the condition of a
-    scan is `i < n`, of which n is the only constant.
+    The CPU compiler notes the number. The TPU compiler does not; there the
+    condition of a scan is `i < n`, and n is its only constant.
     """
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
       return int(found[1])
@@ -217,13 +229,14 @@ class Program:
 
 
 def _num_bytes(shape: str) -> float:
-  """Bytes of all arrays in a (tuple) shape, tiling not counted."""
+  """Returns the bytes of all arrays in a shape or tuple, without padding."""
   return sum(
       _BYTES.get(dtype, 0) * math.prod(int(d) for d in dims.split(",") if d)
       for dtype, dims in _SHAPE.findall(shape))
 
 
 def _parse(name: str, text: str) -> Instruction:
+  """Parses the part of a line that follows "name = "."""
   found = _OPCODE.search(text, _end_of_tuple(text))
   opcode, start = found[1], found.end()
   operands = text[start:text.index(")", start)]
@@ -231,12 +244,13 @@ def _parse(name: str, text: str) -> Instruction:
   for one, several in _CALLED.findall(text, start):
     called += [one] if one else re.findall(r"%([\w.\-]+)", several)
   return Instruction(
-      name, opcode, _num_bytes(text[:start]),
-      tuple(re.findall(r"%([\w.\-]+)", operands)), tuple(called), text[start:])
+      name=name, opcode=opcode, bytes_out=_num_bytes(text[:start]),
+      operands=tuple(re.findall(r"%([\w.\-]+)", operands)),
+      called=tuple(called), text=text[start:])
 
 
 def _end_of_tuple(text: str) -> int:
-  """Where a shape that is a tuple ends; 0 if it is none."""
+  """Returns the index at which a tuple shape ends; 0 for other shapes."""
   depth = 0
   for place, char in enumerate(text if text[0] == "(" else ""):
     depth += (char == "(") - (char == ")")
@@ -246,13 +260,13 @@ def _end_of_tuple(text: str) -> int:
 
 
 def _group_size(text: str) -> int:
-  """Devices in a group of a collective's `replica_groups`."""
+  """Returns the number of devices in a group of `replica_groups`."""
   if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", text):
     return int(found[2])
   if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
     return found[1].count(",") + 1
-  # Axes of a mesh with sizes, and those of them (or a part: "axis":(1)2) that
-  # are reduced over.
+  # The mesh's axes with their sizes, then the axes (or parts of axes, such as
+  # "axis":(1)2) along which the group extends.
   if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
     return math.prod(
@@ -262,16 +276,17 @@ def _group_size(text: str) -> int:
 
 
 def count_flops(jaxpr) -> float:
-  """Floating-point operations of matrix products and convolutions.
+  """Counts the floating-point operations of matrix products and convolutions.
 
-  A multiply and an add are two. What no result depends on is not counted, since
-  no compiler keeps it. Loops count as often as they run (a `while`,
-  whose count is not known, once), the branches of a `cond` as the largest. What
-  is elementwise is not counted, as is the custom of the literature.
+  A multiply and an add count as two. By the convention of the literature,
+  elementwise operations are not counted. Neither is dead code, which every
+  compiler removes. Loops count as often as they run, except that a `while`,
+  whose number of iterations is unknown, counts once; a `cond` counts as its
+  largest branch.
 
   Args:
-    jaxpr: a traced program, `jax.make_jaxpr(fn)(*args).jaxpr` or that of
-      `jax.jit(fn).trace(*args)`.
+    jaxpr: Jaxpr of a function, `jax.make_jaxpr(fn)(*args).jaxpr` or
+      `jax.jit(fn).trace(*args).jaxpr`.
   """
   jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
   jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -303,10 +318,10 @@ def _count(jaxpr) -> float:
 
 
 def _conv_flops(eqn) -> float:
-  """Two for every pair of an output and a kernel element that meet.
+  """Counts two for every product of an input and a kernel element.
 
-  A dilated input (of strided convolutions' gradients) is mostly zeros; they are
-  not counted.
+  Products with the zeros between the elements of a dilated input, as in the
+  gradient of a strided convolution, are not counted.
   """
   numbers = eqn.params["dimension_numbers"]
   out, kernel = eqn.outvars[0].aval.shape, eqn.invars[1].aval.shape

@@ -10,11 +10,11 @@ import pytest
     ("TPU v5", "v5p"), ("TPU v5p", "v5p"), ("TPU v6 lite", "v6e"),
     ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"),
     ("NVIDIA A100-SXM4-80GB", "a100")])
-def test_devices_are_known_by_what_jax_calls_them(kind, name):
+def test_of_device_matches_the_device_kind(kind, name):
   assert chips.of_device(kind) is chips.by_name(name)
 
 
-def test_what_is_not_known_is_none_or_an_error_with_the_names():
+def test_of_device_returns_none_and_by_name_raises_for_unknown_chips():
   assert chips.of_device("cpu") is None
   with pytest.raises(config_lib.ConfigError, match="'v5e'"):
     chips.by_name("v5")

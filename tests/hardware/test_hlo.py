@@ -1,4 +1,4 @@
-"""Tests of compiled.py, against closed forms and programs made for it."""
+"""Tests of hlo.py, against closed forms and programs made for the tests."""
 
 import functools
 import itertools
@@ -27,24 +27,24 @@ def _program(fn, *args):
   return hlo.Program(jax.jit(fn).lower(*args).compile())
 
 
-def test_products_count_two_for_every_pair_that_is_multiplied():
+def test_products_count_two_for_each_multiplied_pair():
   assert _flops(jnp.dot, _spec(3, 5), _spec(5, 7)) == 2 * 3 * 5 * 7
   assert _flops(functools.partial(jnp.einsum, "bnmd,bsmd->bmns"),
                 _spec(2, 3, 4, 5), _spec(2, 6, 4, 5)) == 2 * 2 * 4 * 3 * 6 * 5
 
 
-def test_elementwise_work_is_not_counted():
+def test_elementwise_operations_are_not_counted():
   assert _flops(lambda x: jnp.tanh(x).sum(), _spec(4, 4)) == 0
 
 
-def test_the_gradient_of_a_product_is_two_more():
+def test_gradient_of_a_product_is_two_products():
   fn = jax.grad(lambda a, b: jnp.dot(a, b).sum(), argnums=(0, 1))
   # The primal itself is not needed for the gradient of a sum.
   assert _flops(fn, _spec(3, 5), _spec(5, 7)) in (
       2 * 2 * 3 * 5 * 7, 3 * 2 * 3 * 5 * 7)
 
 
-def test_what_no_result_needs_is_not_counted():
+def test_dead_code_is_not_counted():
   def fn(x, y):
     unused = jax.jit(jnp.dot)(y, y)
     return x @ x + 0 * x, unused
@@ -68,7 +68,7 @@ def test_kernels_count_for_each_program_of_their_grid():
   assert flops == 3 * 2 * 2 * (5 * 5 * 8)  # Two products of all heads.
 
 
-def test_of_branches_the_largest_counts():
+def test_cond_counts_as_its_largest_branch():
   def fn(p, x):
     return jax.lax.cond(p, lambda x: x @ x @ x, lambda x: x @ x, x)
   assert _flops(fn, jax.ShapeDtypeStruct((), bool), _spec(4, 4)) == (
@@ -77,7 +77,7 @@ def test_of_branches_the_largest_counts():
 
 @pytest.mark.parametrize("stride, groups", [(1, 1), (2, 1), (1, 2), (3, 2)])
 def test_convolutions_against_counting(stride, groups):
-  """Every output reads a window of its group's channels, VALID."""
+  """Without padding, an output reads a full window of its group's channels."""
   h, c, k, out = 7, 4, 3, 6
   conv = functools.partial(
       jax.lax.conv_general_dilated, window_strides=(stride, stride),
@@ -90,7 +90,7 @@ def test_convolutions_against_counting(stride, groups):
   assert _flops(conv, image, kernel) == counted
 
 
-def test_a_forward_pass_of_a_vit_is_what_the_formula_says():
+def test_forward_pass_of_a_vit_follows_the_formula():
   """Kaplan et al. (arXiv:2001.08361), with attention: 24 n d^2 + 4 n^2 d."""
   from big_vision.models import vit
   d, depth, side, patch = 32, 2, 16, 4
@@ -118,7 +118,7 @@ def test_collectives_are_found_with_their_size_and_group(mesh, axes, size):
   def found(fn, **kw):
     return _program(sharded(fn, **kw), x).collectives
 
-  part = 16 // size * 4 * 4  # Bytes of what a device has.
+  part = 16 // size * 4 * 4  # Bytes on one device.
   reduced, = found(lambda x: jax.lax.psum(x, axes), out_specs=P())
   assert reduced[:4] == ("all-reduce", part, size, 1)
   assert reduced.bytes_on_links == 2 * part * (size - 1) / size
@@ -128,7 +128,7 @@ def test_collectives_are_found_with_their_size_and_group(mesh, axes, size):
   assert gathered.bytes_on_links == part * (size - 1)
 
 
-def test_permutations_send_all_they_have(mesh):
+def test_permutations_send_their_whole_operand(mesh):
   @functools.partial(jax.shard_map, mesh=mesh, in_specs=P("a"),
                      out_specs=P("a"))
   def rotate(x):
@@ -149,7 +149,7 @@ def test_collectives_in_a_loop_count_as_often_as_it_runs(mesh):
   assert (reduced.kind, reduced.count) == ("all-reduce", 7)
 
 
-def test_bytes_of_a_loop_are_about_those_of_its_copies():
+def test_bytes_of_a_loop_are_about_those_of_the_unrolled_loop():
   def body(x, _):
     return jnp.tanh(x @ x.T @ x), None
   x = _spec(64, 64)
@@ -162,21 +162,21 @@ def test_bytes_of_a_loop_are_about_those_of_its_copies():
   ratio = (_program(looped, x).bytes_accessed
            / _program(unrolled, x).bytes_accessed)
   assert .7 < ratio < 1.4
-  # What XLA itself says counts the body once.
+  # XLA's own figure counts the body once.
   cost = jax.jit(looped).lower(x).compile().cost_analysis()
   assert cost["bytes accessed"] < .3 * _program(unrolled, x).bytes_accessed
 
 
-def test_memory_holds_the_arguments_at_least():
+def test_peak_memory_includes_arguments_and_result():
   program = _program(lambda x: x @ x, _spec(32, 32))
   assert program.argument_bytes == 32 * 32 * 4
   assert program.peak_bytes >= 2 * 32 * 32 * 4
 
 
 @pytest.mark.parametrize("direction, count", [("LT", 24), ("LE", 1)])
-def test_loops_of_the_tpu_s_compiler_count_as_often_as_they_run(
+def test_trip_count_is_read_from_the_condition_of_a_tpu_loop(
     direction, count):
-  """It does not say how often; the text is one of its, shortened."""
+  """Such a loop does not note the count; the text is a real one, shortened."""
   text = f"""
 %cond.1 (p: (s32[], f32[4])) -> pred[] {{
   %n.1 = s32[]{{:T(128)}} constant(24), backend_config={{}}
@@ -203,7 +203,7 @@ ENTRY %main.1 (a: (s32[], f32[4])) -> (s32[], f32[4]) {{
   assert collective.count == count
 
 
-def test_traffic_names_the_operation_that_moves_most():
+def test_traffic_lists_the_heaviest_operation_first():
   def fn(x):
     with jax.named_scope("heavy"):
       return (x @ x).sum()
@@ -219,11 +219,11 @@ def test_traffic_names_the_operation_that_moves_most():
     ("replica_groups=mesh['axis_0'=16,'axis_1'=2] {'axis_1'}, x", 2),
     ("replica_groups=mesh['axis_0'=16] {'axis_0':(4)2}, x", 2),
     ("no groups", 1)])
-def test_all_ways_in_which_xla_writes_groups(text, size):
+def test_group_size_reads_every_notation_of_xla(text, size):
   assert hlo._group_size(text) == size
 
 
-def test_bytes_of_shapes():
+def test_num_bytes_of_shapes_and_tuples():
   assert hlo._num_bytes("(f32[2,3]{1,0:T(8,128)}, bf16[4], token[])") == (
       24 + 8)
   assert hlo._num_bytes("f32[]") == 4

@@ -39,6 +39,12 @@ def _resolve(arg=None):
   return config_lib.resolve(tiny_config.get_config(arg))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _start_jax():
+  """Fixes the number of devices, which `describe_devices` sets before that."""
+  assert len(jax.devices()) == 8
+
+
 @pytest.fixture(name="hardware", scope="module")
 def _hardware():
   return targets.describe_devices(8, "h100")

@@ -16,7 +16,7 @@ from tests.proj.vqgan import runs
 @pytest.fixture(name="hardware", scope="module")
 def _hardware():
   """The compiler is that of the devices, as for a TPU slice."""
-  return targets.describe_devices(1, "cpu")._replace(
+  return targets.describe_devices(8, "cpu")._replace(
       chip=chips.by_name("h100"))
 
 
