@@ -1,7 +1,7 @@
-"""Global batches on the devices, made in the background.
+"""Puts global batches on the devices, in the background.
 
-Each process has made the rows its own devices need; a batch is the array of all
-of them.
+Each process makes the rows that its own devices need; together they are one
+global array.
 """
 
 from collections.abc import Iterator
@@ -12,27 +12,27 @@ import time
 import jax
 import numpy as np
 
-# Seconds in which a reader that is told to stop does.
+# Seconds to wait for a reader to stop.
 _CLOSE_S = 10.0
 
 
 class Batches:
-  """An iterator of global batches, made in the background.
+  """Iterates over global batches, which a background thread makes.
 
   Args:
     dataset: tf.data.Dataset of this process's rows of each batch.
-    first_batch: number of the first one.
-    rows: int[r], which rows of a global batch these are.
+    first_batch: Number of the first batch.
+    rows: int[r], positions in a global batch of the rows of `dataset`.
     sharding: Sharding of the batches' first axis.
-    batch_size: over all devices.
-    prefetch: how many may wait on the devices.
-    explain: (error, positions) -> the error to raise.
-    describe: (position, attempt) -> where that example is stored.
+    batch_size: Number of examples over all devices.
+    prefetch: Number of batches that may wait on the devices.
+    explain: Function (error, positions) -> error to raise instead.
+    describe: Function (position, attempt) -> place where the example is stored.
 
   Attributes:
-    first_batch: as given.
-    num_skipped: damaged examples this process has replaced so far.
-    wait_s: seconds the consumer has waited.
+    first_batch: Number of the first batch.
+    num_skipped: Number of damaged examples that this process has replaced.
+    wait_s: Seconds that the consumer has waited for batches.
   """
 
   def __init__(self, dataset, *, first_batch, rows, sharding, batch_size,
@@ -66,7 +66,7 @@ class Batches:
   def close(self):
     """Stops the background thread; safe to call again.
 
-    A reader that is stuck is left behind after some seconds.
+    A thread that does not stop within some seconds is abandoned.
     """
     self._stop.set()
     give_up = time.monotonic() + _CLOSE_S
@@ -84,7 +84,7 @@ class Batches:
     self.close()
 
   def _fill(self, dataset):
-    """The background thread: host batches to devices to the queue."""
+    """Reads batches, puts them on the devices and into the queue."""
     number = self.first_batch
     try:
       iterator = iter(dataset)
@@ -113,7 +113,7 @@ class Batches:
         pass
 
   def _count_skipped(self, attempts, positions) -> int:
-    """Says which examples were replaced; returns how many."""
+    """Prints which examples were replaced; returns their number."""
     if attempts is None:
       return 0
     for position, count in zip(positions, attempts):
@@ -123,7 +123,7 @@ class Batches:
     return int(attempts.sum())
 
   def _to_devices(self, local):
-    """The global array of which `local` has this process's rows."""
+    """Makes the global array from this process's rows, `local`."""
     shape = (self._batch_size,) + local.shape[1:]
     shards = []
     for device, index in self._sharding.addressable_devices_indices_map(
@@ -137,7 +137,7 @@ class Batches:
 
 
 def local_rows(sharding, batch_size) -> np.ndarray:
-  """The rows of a global batch that this process's devices need, ascending."""
+  """Returns the rows of a global batch that this process needs, ascending."""
   rows = set()
   for index in sharding.addressable_devices_indices_map(
       (batch_size,)).values():

@@ -182,6 +182,36 @@ def _prose_files():
   return [path for path in paths if path.exists()]
 
 
+def test_no_file_refers_to_a_document_outside_of_the_repository():
+  # The pattern is put together here so that it does not find itself.
+  outside = re.compile("|".join((
+      "sys" + r"tems\.md", "(lear" + "ning|effi" + "cient|sequ" + "ences|reli"
+      + r"ability)\.md", "sys" + "tems [A-Z][0-9]",
+      "(mist" + "ake|tr" + "ap) [A-Z]{1,3}[0-9]",
+      "def te" + "st_[a-z]{1,2}[0-9]+_", "shared/" + "reference")))
+  found = [
+      f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+      for path in _prose_files()
+      for number, line in enumerate(path.read_text().split("\n"), 1)
+      if outside.search(line)]
+  assert not found, "\n".join(found)
+
+
+def test_arguments_are_described_by_what_they_are():
+  """A description is a noun phrase: "Number of ...", not "of the run"."""
+  fragment = re.compile(
+      r"^ +\**[a-z_]\w*(, \**[a-z_]\w*)*: "
+      r"([Oo]f|[Ww]hich|[Ww]hat|[Bb]y which|[Uu]nder which|[Ww]hose) ")
+  found = [
+      f"{path.relative_to(ROOT)}: {node.name}: {line.strip()}"
+      for path in _files()
+      for node in ast.walk(ast.parse(path.read_text()))
+      if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+      for line in (ast.get_docstring(node, clean=False) or "").split("\n")
+      if fragment.match(line)]
+  assert not found, "\n".join(found)
+
+
 def test_the_readme_is_short():
   assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 

@@ -29,13 +29,13 @@ _NUM_GROUPS = 32  # Of GroupNorm.
 
 
 def units_per_stage(depth: int | Sequence[int]) -> tuple[int, ...]:
-  """The number of residual units in each stage.
+  """Returns the number of residual units in each stage.
 
   Args:
     depth: one of DEPTHS, or the numbers themselves.
 
   Raises:
-    ValueError: neither; lists the depths.
+    ValueError: `depth` is neither; lists the known depths.
   """
   if isinstance(depth, int) and depth in DEPTHS:
     return DEPTHS[depth]
@@ -50,14 +50,14 @@ def units_per_stage(depth: int | Sequence[int]) -> tuple[int, ...]:
 def stage_widths(
     width: float, groups: int, group_width: int | None, num_stages: int
 ) -> list[tuple[int, int]]:
-  """(channels within a unit, channels between units) of each stage.
+  """Returns (channels within a unit, channels between units) for each stage.
 
   Args:
-    width: factor; 1 has 64 channels in the root.
+    width: Factor of all channels; with 1 the root has 64.
     groups: Number of groups of the 3 x 3 convolutions.
-    group_width: channels of one group in the first stage; None divides what
-      there would be without groups.
-    num_stages: each has twice the channels of the one before.
+    group_width: Number of channels of one group in the first stage; None
+      divides the channels of a network without groups.
+    num_stages: Number of stages; each has twice the channels of the one before.
 
   Raises:
     ValueError: GroupNorm or the groups do not divide the channels.
@@ -76,7 +76,7 @@ def stage_widths(
 
 
 def standardize_std(kernel):
-  """Mean 0 and deviation 1 for each output: divided by deviation + 1e-5.
+  """Scales each output to mean 0 and deviation 1: divides by deviation + 1e-5.
 
   Args:
     kernel: float32[h, w, c, outputs].
@@ -123,7 +123,7 @@ class StdConv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-  """Mean 0 and variance 1 over the pixels and channels of each of 32 groups.
+  """Normalizes each of 32 groups of channels over its pixels and channels.
 
   Attributes:
     epsilon: added to the variance, the mean square of the centred values.
@@ -151,7 +151,7 @@ class GroupNorm(nn.Module):
 
 
 def _mean_of_groups(x):
-  """[b, h, w, c] -> [b, 1, 1, c], for each channel that of its group.
+  """Averages over groups, [b, h, w, c] -> [b, 1, 1, c].
 
   Pixels first: an array of pixels with the groups as an axis of its own would
   have very few channels in its last one, which TPUs pad to 128.
@@ -204,7 +204,7 @@ class ResidualUnit(nn.Module):
 
 
 class Stage(nn.Module):
-  """Units of one resolution; the first one gets there.
+  """Residual units of one resolution; the first unit changes to it.
 
   Attributes:
     num_units: how many.
@@ -243,7 +243,7 @@ def check_image(image):
 
 
 def classify(x, num_classes: int | None, head_zeroinit: bool, out: dict):
-  """The head at every pixel and at their mean; called within a module.
+  """Applies the head to every pixel and to their mean; called in a module.
 
   Args:
     x: [b, h, w, c].

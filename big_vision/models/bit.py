@@ -27,7 +27,7 @@ from big_vision.layers import resnet
 class Model(nn.Module):
   """ResNet v1.5 with GroupNorm and standardized weights.
 
-  Images are float32[b, height, width, channels], by custom in [-1, 1], of any
+  Images are float32[b, height, width, channels], usually in [-1, 1], of any
   size.
 
   Attributes:
@@ -55,7 +55,7 @@ class Model(nn.Module):
 
     Args:
       image: float32[b, height, width, channels].
-      train: taken as of every model; changes nothing here.
+      train: accepted as by every model; makes no difference here.
 
     Returns:
       logits: float32[b, k]; without a head the features, float32[b, c].

@@ -61,7 +61,7 @@ class ResidualUnit(nn.Module):
     residual = x
     x = nn.relu(norm(name="gn1")(x))
     if x.shape[-1] != self.width or self.strides != (1, 1):
-      # Of what is normalized already, other than in `bit`.
+      # Its input is normalized already, unlike in `bit`.
       residual = conv(self.width, strides=self.strides, name="conv_proj")(x)
     x = conv(self.mid, name="conv1")(x)
     x = nn.relu(norm(name="gn2")(x))
@@ -92,7 +92,7 @@ class RootBlock(nn.Module):
 class Model(nn.Module):
   """ResNet v2 with GroupNorm and standardized weights.
 
-  Images are float32[b, height, width, channels], by custom in [-1, 1], of any
+  Images are float32[b, height, width, channels], usually in [-1, 1], of any
   size.
 
   Attributes:
@@ -123,7 +123,7 @@ class Model(nn.Module):
 
     Args:
       image: float32[b, height, width, channels].
-      train: taken as of every model; changes nothing here.
+      train: accepted as by every model; makes no difference here.
 
     Returns:
       logits: float32[b, k]; without a head the features, float32[b, c].

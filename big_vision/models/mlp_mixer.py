@@ -86,7 +86,7 @@ class MixerBlock(nn.Module):
     return x, out
 
   def _add(self, x, y, rate, train):
-    """Adds a branch to the residual, or what is left of it in training."""
+    """Adds a branch to the residual, with dropout in training."""
     if rate is not None:
       y = stochastic_depth.drop_branch(
           y, rate, self.make_rng("dropout") if train else None,
@@ -98,7 +98,7 @@ class MixerBlock(nn.Module):
 class Mixer(nn.Module):
   """MLP-Mixer; make it with `Model`.
 
-  Images are float32[b, height, width, channels], by custom in [-1, 1]. All have
+  Images are float32[b, height, width, channels], usually in [-1, 1]. All have
   the size of those the parameters were made with: the MLPs that mix tokens have
   one input per place of the grid.
 

@@ -253,7 +253,7 @@ class UniversalTransformer(nn.Module):
     """Classifies images or sequences, or each of their tokens.
 
     Args:
-      image: float32[b, height, width, channels], by custom in [-1, 1]; with
+      image: float32[b, height, width, channels], usually in [-1, 1]; with
         `vocab_size` instead text, int[b, n] in [0, vocab_size).
       mask: bool or number[b, n], 0 for padding, which takes no steps and which
         no token sees and means leave out; None without padding.

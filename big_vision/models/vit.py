@@ -54,7 +54,7 @@ def decode_variant(variant: str | None) -> dict[str, Any]:
 class ViT(nn.Module):
   """Vision Transformer; make it with `Model`.
 
-  Images are float32[b, height, width, channels], by custom in [-1, 1].
+  Images are float32[b, height, width, channels], usually in [-1, 1].
 
   Attributes:
     num_classes: number of classes, k; None has no head and returns features.
