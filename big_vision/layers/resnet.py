@@ -1,13 +1,11 @@
-"""Parts of ResNets: standardized convolutions, GroupNorm, residual units.
+"""Parts of ResNets with GroupNorm and standardized weights.
 
-Source: arXiv:1912.11370, arXiv:1512.03385, arXiv:1603.05027; the parameter
-names of google-research/big_vision.
+Source: arXiv:1912.11370, arXiv:1512.03385.
 
 Dimensions: b batch, h w rows and columns, c channels, k classes.
 """
 
 from collections.abc import Callable, Sequence
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -16,8 +14,8 @@ import jax.numpy as jnp
 
 from big_vision.layers import activation_sharding
 
-# depth: units per stage. A unit has three convolutions; the root and the head
-# count too.
+# depth: units in each stage. A unit has three convolutions; the root and the
+# head count as layers too.
 DEPTHS = {
     26: (2, 2, 2, 2),
     50: (3, 4, 6, 3),
@@ -25,7 +23,7 @@ DEPTHS = {
     152: (3, 8, 36, 3),
     200: (3, 24, 36, 3),
 }
-_NUM_GROUPS = 32  # Of GroupNorm.
+_NUM_GROUPS = 32  # Groups of GroupNorm.
 
 
 def units_per_stage(depth: int | Sequence[int]) -> tuple[int, ...]:
@@ -35,7 +33,7 @@ def units_per_stage(depth: int | Sequence[int]) -> tuple[int, ...]:
     depth: one of DEPTHS, or the numbers themselves.
 
   Raises:
-    ValueError: `depth` is neither; lists the known depths.
+    ValueError: `depth` is neither; lists the depths.
   """
   if isinstance(depth, int) and depth in DEPTHS:
     return DEPTHS[depth]
@@ -44,20 +42,20 @@ def units_per_stage(depth: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(depth)
   raise ValueError(
       f"Unknown depth {depth!r}; use one of {sorted(DEPTHS)}, or the number of "
-      "units of each stage, like [3, 4, 6, 3].")
+      "units in each stage, like [3, 4, 6, 3].")
 
 
 def stage_widths(
     width: float, groups: int, group_width: int | None, num_stages: int
 ) -> list[tuple[int, int]]:
-  """Returns (channels within a unit, channels between units) for each stage.
+  """Returns (channels within a unit, channels between units) of each stage.
 
   Args:
-    width: Factor of all channels; with 1 the root has 64.
-    groups: Number of groups of the 3 x 3 convolutions.
-    group_width: Number of channels of one group in the first stage; None
-      divides the channels of a network without groups.
-    num_stages: Number of stages; each has twice the channels of the one before.
+    width: factor of the channels; 1 has 64 channels in the root.
+    groups: number of groups of the 3 x 3 convolutions.
+    group_width: channels of one group in the first stage; None divides the
+      channels that there would be without groups.
+    num_stages: number of stages; each has twice the channels of the one before.
 
   Raises:
     ValueError: GroupNorm or the groups do not divide the channels.
@@ -76,15 +74,19 @@ def stage_widths(
 
 
 def standardize_std(kernel):
-  """Scales each output to mean 0 and deviation 1: divides by deviation + 1e-5.
+  """Gives each output's weights mean 0, and divides by deviation + 1e-5.
 
   Args:
     kernel: float32[h, w, c, outputs].
 
+  Returns:
+    float32[h, w, c, outputs].
+
   Source: arXiv:1903.10520; epsilon is where published weights have it.
   """
   kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2))
-  # The root of zero has no finite gradient; outputs with one weight need one.
+  # The root has no finite gradient at zero, which is the variance of outputs
+  # with a single weight.
   var = jnp.maximum(jnp.mean(kernel ** 2, axis=(0, 1, 2)), 1e-30)
   return kernel / (jnp.sqrt(var) + 1e-5)
 
@@ -93,13 +95,14 @@ class StdConv(nn.Module):
   """Convolution without bias whose kernel is standardized at each use.
 
   Attributes:
-    features: output channels.
+    features: number of output channels.
     kernel_size: (height, width).
     strides: (vertical, horizontal).
     padding: "SAME" or pixels per side, ((top, bottom), (left, right)).
-    groups: the channels are cut into as many parts that do not see each other.
-    dtype: Dtype of the convolution; the kernel is standardized in float32.
-    standardize: float32[h, w, c / groups, features] -> the same.
+    groups: number of groups of channels that are convolved separately.
+    dtype: dtype of the convolution; the kernel is standardized in float32.
+    standardize: function of the kernel, float32[h, w, c / groups, features],
+      that returns the standardized one.
   """
   features: int
   kernel_size: tuple[int, int] = (1, 1)
@@ -123,13 +126,13 @@ class StdConv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-  """Normalizes each of 32 groups of channels over its pixels and channels.
+  """Normalizes over the pixels and channels of each of 32 groups.
 
   Attributes:
-    epsilon: added to the variance, the mean square of the centred values.
-    param_shape: Leading axes of scale and bias; the channels come last.
-    scale_init: Initializer of the scale, float32[*param_shape, c].
-    dtype: Dtype of the result; statistics are float32.
+    epsilon: constant added to the variance.
+    param_shape: leading axes of scale and bias, before the channels.
+    scale_init: initializer of scale, float32[*param_shape, c].
+    dtype: dtype of the result; statistics are float32.
 
   Source: arXiv:1803.08494, Eq. 7.
   """
@@ -151,10 +154,10 @@ class GroupNorm(nn.Module):
 
 
 def _mean_of_groups(x):
-  """Averages over groups, [b, h, w, c] -> [b, 1, 1, c].
+  """Averages over pixels and groups, [b, h, w, c] -> [b, 1, 1, c].
 
-  Pixels first: an array of pixels with the groups as an axis of its own would
-  have very few channels in its last one, which TPUs pad to 128.
+  Pixels are averaged first: an array with both pixels and a separate axis of
+  groups would have a short last axis, which TPUs pad to 128.
   """
   x = jnp.mean(x, axis=(1, 2))
   b, c = x.shape
@@ -163,63 +166,31 @@ def _mean_of_groups(x):
 
 
 def constrain(x):
-  """States how an activation [b, h, w, c] is split over the mesh."""
+  """Constrains how an activation [b, h, w, c] is split over the mesh."""
   return activation_sharding.constrain(x, "act_batch", None, None, "act_emb")
 
 
-class ResidualUnit(nn.Module):
-  """Three convolutions beside a residual, each followed by GroupNorm.
-
-  Starts as its residual: the last GroupNorm's scale is initially zero.
-
-  Attributes:
-    mid: channels between the convolutions.
-    width: channels of the result.
-    strides: Strides of the 3 x 3 convolution.
-    groups: Number of groups of the 3 x 3 convolution.
-    dtype: Dtype of activations.
-  """
-  mid: int
-  width: int
-  strides: tuple[int, int] = (1, 1)
-  groups: int = 1
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x):
-    """[b, h, w, c] -> [b, new h, new w, width]."""
-    conv = functools.partial(StdConv, dtype=self.dtype)
-    norm = functools.partial(GroupNorm, dtype=self.dtype)
-    residual = x
-    if x.shape[-1] != self.width or self.strides != (1, 1):
-      residual = conv(self.width, strides=self.strides, name="conv_proj")(x)
-      residual = norm(name="gn_proj")(residual)
-    x = nn.relu(norm(name="gn1")(conv(self.mid, name="conv1")(x)))
-    x = conv(self.mid, (3, 3), self.strides, groups=self.groups,
-             name="conv2")(x)
-    x = nn.relu(norm(name="gn2")(x))
-    x = conv(self.width, name="conv3")(x)
-    x = norm(name="gn3", scale_init=nn.initializers.zeros)(x)
-    return constrain(nn.relu(residual + x))
-
-
 class Stage(nn.Module):
-  """Residual units of one resolution; the first unit changes to it.
+  """A stage: residual units of one resolution.
 
   Attributes:
-    num_units: how many.
-    mid, width, groups, dtype: Attributes of each `ResidualUnit`.
-    strides: Strides of the first unit.
-    unit: class of the units.
-    unit_name: their names, counted from 1, also in `out`.
+    unit: class of the units, with arguments (mid, width, strides, groups,
+      dtype).
+    num_units: number of units.
+    mid: channels between the convolutions of a unit.
+    width: channels of the result.
+    strides: strides of the first unit, which changes the resolution.
+    groups: number of groups of the 3 x 3 convolutions.
+    dtype: dtype of activations.
+    unit_name: pattern of the units' names, counted from 1, also in `out`.
   """
+  unit: type[nn.Module]
   num_units: int
   mid: int
   width: int
   strides: tuple[int, int] = (1, 1)
   groups: int = 1
   dtype: Any = jnp.float32
-  unit: type[nn.Module] = ResidualUnit
   unit_name: str = "unit{}"
 
   @nn.compact
@@ -243,19 +214,21 @@ def check_image(image):
 
 
 def classify(x, num_classes: int | None, head_zeroinit: bool, out: dict):
-  """Applies the head to every pixel and to their mean; called in a module.
+  """Applies the head to every pixel and to their mean.
+
+  It is called from a compact method and creates the head in its module.
 
   Args:
     x: [b, h, w, c].
-    num_classes: None has no head.
+    num_classes: number of classes, k; None has no head.
     head_zeroinit: whether the head's kernel starts at zero.
-    out: gets pre_logits_2d, pre_logits and, with a head, logits_2d, logits, all
-      float32.
+    out: dict to which pre_logits_2d, pre_logits and, with a head, logits_2d and
+      logits are added, all float32.
 
   Returns:
     float32[b, k], or the features float32[b, c].
   """
-  # From here on float32: means over pixels and logits are sensitive.
+  # Float32 from here on: means over pixels and logits are sensitive.
   x_2d = out["pre_logits_2d"] = x.astype(jnp.float32)
   x = out["pre_logits"] = jnp.mean(x_2d, axis=(1, 2))
   if num_classes:

@@ -12,10 +12,12 @@ Dimensions: b batch, h w rows and columns, c channels, k classes.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 import re
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 
 from big_vision import tree
@@ -24,17 +26,54 @@ from big_vision.layers import checks
 from big_vision.layers import resnet
 
 
+class ResidualUnit(nn.Module):
+  """Three convolutions beside a residual, each followed by GroupNorm.
+
+  It starts as its residual: the last GroupNorm's scale is initially zero.
+
+  Attributes:
+    mid: channels between the convolutions.
+    width: channels of the result.
+    strides: strides of the 3 x 3 convolution.
+    groups: number of groups of the 3 x 3 convolution.
+    dtype: dtype of activations.
+  """
+  mid: int
+  width: int
+  strides: tuple[int, int] = (1, 1)
+  groups: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """[b, h, w, c] -> [b, new h, new w, width]."""
+    conv = functools.partial(resnet.StdConv, dtype=self.dtype)
+    norm = functools.partial(resnet.GroupNorm, dtype=self.dtype)
+    residual = x
+    if x.shape[-1] != self.width or self.strides != (1, 1):
+      residual = conv(self.width, strides=self.strides, name="conv_proj")(x)
+      residual = norm(name="gn_proj")(residual)
+    x = nn.relu(norm(name="gn1")(conv(self.mid, name="conv1")(x)))
+    x = conv(self.mid, (3, 3), self.strides, groups=self.groups,
+             name="conv2")(x)
+    x = nn.relu(norm(name="gn2")(x))
+    x = conv(self.width, name="conv3")(x)
+    x = norm(name="gn3", scale_init=nn.initializers.zeros)(x)
+    return resnet.constrain(nn.relu(residual + x))
+
+
 class Model(nn.Module):
   """ResNet v1.5 with GroupNorm and standardized weights.
 
-  Images are float32[b, height, width, channels], usually in [-1, 1], of any
+  Images are float32[b, height, width, channels], by custom in [-1, 1], of any
   size.
 
   Attributes:
-    num_classes: Number of classes; None has no head and returns features.
+    num_classes: number of classes, k; None has no head and returns features.
     depth: one of `resnet.DEPTHS`, or the number of units in each stage.
     width: factor of the channels; with 1 the root has 64. A multiple of 1/2.
-    groups: Number of groups of the 3 x 3 convolutions; 32 with group_width 4 is
+    groups: number of groups of the 3 x 3 convolutions; 32 with group_width 4 is
+      ResNeXt "32x4d".
     group_width: channels of each group in the first stage, doubled from stage
       to stage; None is 64 * width / groups.
     head_zeroinit: whether the head's kernel starts at zero.
@@ -55,11 +94,11 @@ class Model(nn.Module):
 
     Args:
       image: float32[b, height, width, channels].
-      train: accepted as by every model; makes no difference here.
+      train: ignored; all models accept it.
 
     Returns:
       logits: float32[b, k]; without a head the features, float32[b, c].
-      out: intermediates in the order of computation, in dtype_mm unless stated:
+      out: intermediates in order, in dtype_mm unless stated:
         stem [b, h, w, 64 * width], h = ceil(height / 4),
         stageI/unitJ [b, h, w, c], both counted from 1, h halved (and rounded
         up) and c doubled from stage to stage,
@@ -68,7 +107,8 @@ class Model(nn.Module):
         logits float32[b, k].
 
     Raises:
-      ValueError: no images, unknown options, channels that do not divide.
+      ValueError: an option is unknown, the image does not have four axes, or
+        groups do not divide the channels.
     """
     del train
     resnet.check_image(image)
@@ -85,16 +125,14 @@ class Model(nn.Module):
     x = out["stem"] = resnet.constrain(x)
     for i, (num_units, (mid, width)) in enumerate(zip(units, widths), 1):
       x, out[f"stage{i}"] = resnet.Stage(
-          num_units, mid, width, strides=(1, 1) if i == 1 else (2, 2),
+          ResidualUnit, num_units, mid, width,
+          strides=(1, 1) if i == 1 else (2, 2),
           groups=self.groups, dtype=dtype, name=f"block{i}")(x)
     return resnet.classify(x, self.num_classes, self.head_zeroinit, out), out
 
 
 def fix_old_params(params: Mapping) -> dict:
-  """Parameters of older files under today's shapes.
-
-  They keep GroupNorm's scale and bias as [1, 1, 1, c].
-  """
+  """Reshapes GroupNorm's parameters of older files, [1, 1, 1, c], to [c]."""
   def squeeze(name, leaf):
     is_norm = re.fullmatch(r"(.*/)?gn(_root|_proj|\d)/(scale|bias)", name)
     return np.reshape(leaf, leaf.shape[-1:]) if (
@@ -104,10 +142,10 @@ def fix_old_params(params: Mapping) -> dict:
 
 def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
          dont_load: Sequence[str] = ()) -> dict:
-  """As `weights.load`; also of files with older names.
+  """Loads like `weights.load`, and also files with older shapes.
 
-  There are no published weights of this form, but of `bit_paper`.
+  There are published weights only for the form in `bit_paper`.
   """
-  del model_cfg  # `init_params` say it all.
+  del model_cfg  # `init_params` has all that is needed.
   params = fix_old_params(weights.read(init_file))
   return weights.fit(params, init_params, dont_load, init_file)

@@ -26,10 +26,13 @@ POOL_PADDINGS = ("lowest", "zero")
 
 
 def standardize_var(kernel):
-  """Mean 0 and variance 1 for each output: divided by root(variance + 1e-10).
+  """Gives each output's weights mean 0; divides by root(variance + 1e-10).
 
   Args:
     kernel: float32[h, w, c, outputs].
+
+  Returns:
+    float32[h, w, c, outputs].
   """
   kernel = kernel - jnp.mean(kernel, axis=(0, 1, 2))
   var = jnp.mean(kernel ** 2, axis=(0, 1, 2))
@@ -37,7 +40,7 @@ def standardize_var(kernel):
 
 
 _StdConv = functools.partial(resnet.StdConv, standardize=standardize_var)
-# One more than `bit` has: published weights have these shapes.
+# Published weights have scale and bias of shape [1, 1, 1, c].
 _GroupNorm = functools.partial(
     resnet.GroupNorm, epsilon=1e-5, param_shape=(1, 1, 1))
 
@@ -45,7 +48,7 @@ _GroupNorm = functools.partial(
 class ResidualUnit(nn.Module):
   """Three convolutions beside a residual, each after GroupNorm and ReLU.
 
-  Attributes: see `resnet.ResidualUnit`.
+  Attributes are those of `bit.ResidualUnit`.
   """
   mid: int
   width: int
@@ -61,11 +64,11 @@ class ResidualUnit(nn.Module):
     residual = x
     x = nn.relu(norm(name="gn1")(x))
     if x.shape[-1] != self.width or self.strides != (1, 1):
-      # Its input is normalized already, unlike in `bit`.
+      # Unlike in `bit`, the input is normalized already.
       residual = conv(self.width, strides=self.strides, name="conv_proj")(x)
     x = conv(self.mid, name="conv1")(x)
     x = nn.relu(norm(name="gn2")(x))
-    # One pixel on each side: "SAME" would put it below and right with strides.
+    # One pixel on each side: with strides, "SAME" pads only below and right.
     x = conv(self.mid, (3, 3), self.strides, padding=((1, 1), (1, 1)),
              groups=self.groups, name="conv2")(x)
     x = nn.relu(norm(name="gn3")(x))
@@ -73,7 +76,7 @@ class ResidualUnit(nn.Module):
 
 
 class RootBlock(nn.Module):
-  """To a quarter of the resolution; neither normalized nor rectified."""
+  """Reduces the resolution to a quarter; no norm and no ReLU."""
   width: int
   pool_padding: str
   dtype: Any = jnp.float32
@@ -92,19 +95,20 @@ class RootBlock(nn.Module):
 class Model(nn.Module):
   """ResNet v2 with GroupNorm and standardized weights.
 
-  Images are float32[b, height, width, channels], usually in [-1, 1], of any
+  Images are float32[b, height, width, channels], by custom in [-1, 1], of any
   size.
 
   Attributes:
-    num_classes: Number of classes; None has no head and returns features.
+    num_classes: number of classes, k; None has no head and returns features.
     depth: one of `resnet.DEPTHS`, or the number of units in each stage.
     width: factor of the channels; with 1 the root has 64. A multiple of 1/2.
-    groups: Number of groups of the 3 x 3 convolutions.
+    groups: number of groups of the 3 x 3 convolutions.
     group_width: channels of each group in the first stage, doubled from stage
       to stage; None is 64 * width / groups.
     head_zeroinit: whether the head's kernel starts at zero.
-    pool_padding: Padding of max pooling: "lowest" never wins, as in big_vision;
-      "zero" can, as in the code that trained the paper's weights.
+    pool_padding: padding of max pooling, whose input has values of either
+      sign: "lowest", which never wins, as in big_vision; or "zero", as in the
+      code that trained the paper's weights.
     dtype_mm: dtype of activations. Parameters, their standardization, GroupNorm
       statistics, pooling, pre_logits and logits are float32 regardless.
   """
@@ -123,11 +127,11 @@ class Model(nn.Module):
 
     Args:
       image: float32[b, height, width, channels].
-      train: accepted as by every model; makes no difference here.
+      train: ignored; all models accept it.
 
     Returns:
       logits: float32[b, k]; without a head the features, float32[b, c].
-      out: intermediates in the order of computation, in dtype_mm unless stated:
+      out: intermediates in order, in dtype_mm unless stated:
         stem [b, h, w, 64 * width], h = ceil(height / 4),
         stageI/unitJJ [b, h, w, c], both counted from 1, h halved (and rounded
         up) and c doubled from stage to stage,
@@ -137,7 +141,8 @@ class Model(nn.Module):
         logits float32[b, k].
 
     Raises:
-      ValueError: no images, unknown options, channels that do not divide.
+      ValueError: an option is unknown, the image does not have four axes, or
+        groups do not divide the channels.
     """
     del train
     resnet.check_image(image)
@@ -153,8 +158,8 @@ class Model(nn.Module):
         name="root_block")(image)
     for i, (num_units, (mid, width)) in enumerate(zip(units, widths), 1):
       x, out[f"stage{i}"] = resnet.Stage(
-          num_units, mid, width, strides=(1, 1) if i == 1 else (2, 2),
-          groups=self.groups, dtype=dtype, unit=ResidualUnit,
+          ResidualUnit, num_units, mid, width,
+          strides=(1, 1) if i == 1 else (2, 2), groups=self.groups, dtype=dtype,
           unit_name="unit{:02d}", name=f"block{i}")(x)
     x = out["norm_pre_head"] = _GroupNorm(
         dtype=jnp.float32, name="norm-pre-head")(x)
@@ -164,8 +169,8 @@ class Model(nn.Module):
 
 _BUCKET = "gs://bit_models/"
 
-# Where the published weights of an R50x1 are that was distilled with patience,
-# arXiv:2106.05237, and of the R152x2 which taught it, at two resolutions.
+# Published weights of the R50x1 that was distilled with patience,
+# arXiv:2106.05237, and of its teacher, an R152x2, at two resolutions.
 VANITY_NAMES = {
     "FunMatch-224px-i1k82.8": f"{_BUCKET}distill/R50x1_224.npz",
     "FunMatch-160px-i1k80.5": f"{_BUCKET}distill/R50x1_160.npz",
@@ -173,40 +178,42 @@ VANITY_NAMES = {
     "BiT-M R152x2 imagenet2012 rc384": f"{_BUCKET}distill/R152x2_T_384.npz",
 }
 
-# (depth, width) of what the paper publishes.
-_OF_THE_PAPER = ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
+# (depth, width) of the paper's published models.
+_PAPER_SIZES = ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
 
 
 def _find(init_file: str, model_cfg: Mapping[str, Any]) -> str:
-  """The file of a published checkpoint; the path of a file is left as is.
+  """Returns the file of a published checkpoint; a path is returned unchanged.
 
   Raises:
-    ValueError: neither, or the paper has no such model.
+    ValueError: `init_file` is neither, or the paper has no model of this size.
   """
   match = re.fullmatch(r"([SML])(-.+)?", init_file)
   if match is None or weights.is_path(init_file):
-    of_the_paper = dict.fromkeys(("S", "M", "M-imagenet2012"))  # To be listed.
-    return weights.find(init_file, {**VANITY_NAMES, **of_the_paper})
+    # These names are handled below; here they only appear in the error's list.
+    paper_names = dict.fromkeys(("S", "M", "M-imagenet2012"))
+    return weights.find(init_file, {**VANITY_NAMES, **paper_names})
   depth, width = model_cfg.get("depth", 50), model_cfg.get("width", 1)
-  if (depth, width) not in _OF_THE_PAPER:
+  if (depth, width) not in _PAPER_SIZES:
     raise ValueError(
-        f"There is {init_file!r} of the (depth, width) {_OF_THE_PAPER}; the "
+        f"There is {init_file!r} of the (depth, width) {_PAPER_SIZES}; the "
         f"model has {(depth, width)}.")
   upstream, downstream = match.groups(default="")
-  # The name of the dataset in the files is not that of TFDS.
+  # Files call the dataset differently than TFDS.
   downstream = re.sub("^-imagenet2012$", "-ILSVRC2012", downstream)
   return f"{_BUCKET}BiT-{upstream}-R{depth}x{width:g}{downstream}.npz"
 
 
 def fix_old_params(params: Mapping) -> dict:
-  """Parameters of TensorFlow files under today's names and shapes.
+  """Renames and reshapes the parameters of TensorFlow files.
 
-  They are all below "resnet", convolutions are called standardized_conv2d or,
-  in some files, standardized_conv2d_12; scale and bias of GroupNorm are gamma
-  and beta, of shape [c]; the head is a 1 x 1 convolution.
+  In those files, everything is below "resnet"; convolutions are called
+  standardized_conv2d or, in some files, standardized_conv2d_12; scale and bias
+  of GroupNorm are gamma and beta, of shape [c]; the head is a 1 x 1
+  convolution. Other files are returned unchanged.
 
   Raises:
-    ValueError: a name in such a file that stands for nothing here.
+    ValueError: such a file has a name that does not belong to the model.
   """
   if "resnet" not in params:
     return dict(params)
@@ -222,7 +229,7 @@ def fix_old_params(params: Mapping) -> dict:
 
 
 def _fix_old_name(name: str) -> str:
-  """resnet/`name` -> today's."""
+  """Returns the current name of resnet/`name`."""
   new = re.sub(r"standardized_conv2d(_\d+)?/kernel$", "conv/kernel", name)
   new = new.replace("/gamma", "/scale").replace("/beta", "/bias")
   for pattern, replacement in (
@@ -235,8 +242,8 @@ def _fix_old_name(name: str) -> str:
       r"(block\d+/unit\d+)/([abc])/(conv|group_norm|proj/conv)/(\w+)", new)
   if match is None:
     raise ValueError(
-        f"{name!r} is in a TensorFlow file of BiT, but is no part of the "
-        "model; there are root_block, block1/unit01/a, ..., group_norm, head.")
+        f"{name!r} is in a TensorFlow file of BiT, but not in the model; there "
+        "are root_block, block1/unit01/a, ..., group_norm, head.")
   unit, letter, kind, leaf = match.groups()
   place = "abc".index(letter) + 1
   part = {"conv": f"conv{place}", "group_norm": f"gn{place}",
@@ -246,12 +253,12 @@ def _fix_old_name(name: str) -> str:
 
 def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
          dont_load: Sequence[str] = ()) -> dict:
-  """As `weights.load`; also of TensorFlow files, and of published ones by name.
+  """Loads like `weights.load`, and also TensorFlow and published files.
 
-  `init_file` may be one of VANITY_NAMES; or "S", "M" (pre-trained on
-  ILSVRC-2012, ImageNet-21k), "M-imagenet2012", "M-run0-caltech101" (then
-  fine-tuned, the latter the first of three times), of the paper's files that
-  for the depth and width in `model_cfg`.
+  `init_file` may be one of VANITY_NAMES; or the name of one of the paper's
+  files, of which the one for the depth and width in `model_cfg` is read: "S" or
+  "M" (pre-trained on ILSVRC-2012 or ImageNet-21k), "M-imagenet2012" or
+  "M-run0-caltech101" (then fine-tuned; the latter is the first of three runs).
   """
   params = fix_old_params(weights.read(_find(init_file, model_cfg)))
   return weights.fit(params, init_params, dont_load, init_file)
