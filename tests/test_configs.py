@@ -10,7 +10,7 @@ from big_vision import config as config_lib
 from big_vision import train as train_lib
 from big_vision import tree
 from big_vision.configs import fashion_mnist_models
-from big_vision.hardware import hlo
+from big_vision.hardware import flops as flops_lib
 from big_vision.tools import sweep
 import jax
 import jax.numpy as jnp
@@ -143,7 +143,7 @@ def test_the_models_of_fashion_mnist_cost_the_same():
           {**variables, "params": params}, image, train=True)
       return logits.mean()
 
-    flops = hlo.count_flops(jax.make_jaxpr(jax.grad(loss))(
+    flops = flops_lib.count(jax.make_jaxpr(jax.grad(loss))(
         variables["params"], variables, image))
     assert flops / 2e6 == pytest.approx(mflop, rel=.02), name
     steps = fashion_mnist_models.get_config(f"model={name}").total_steps

@@ -1,9 +1,8 @@
-"""Measures compiled programs: memory, traffic, collectives and FLOPs.
+"""Measures compiled programs: memory, traffic and collectives.
 
-Two sources complement each other. The jaxpr (`count_flops`) holds the requested
-arithmetic, independently of the device, and the length of each scan. XLA's
-program (`Program`) holds the work of one device, but `cost_analysis` counts the
-body of a loop once; the number of iterations is read from the program's text.
+A program holds the work of one device. XLA's `cost_analysis` counts the body of
+a loop once; the number of iterations is read from the program's text. The
+arithmetic of all devices is counted before compiling, see `flops.py`.
 """
 
 import collections
@@ -15,8 +14,6 @@ import re
 from typing import NamedTuple
 
 import jax
-from jax.extend import core as jax_core
-from jax.interpreters import partial_eval
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all",
                "collective-permute")
@@ -273,58 +270,3 @@ def _group_size(text: str) -> int:
         int(part or sizes[name]) for name, part in re.findall(
             r"'(\w+)'(?::\(\d+\)(\d+))?", found[2]))
   return 1
-
-
-def count_flops(jaxpr) -> float:
-  """Counts the floating-point operations of matrix products and convolutions.
-
-  A multiply and an add count as two. By the convention of the literature,
-  elementwise operations are not counted. Neither is dead code, which every
-  compiler removes. Loops count as often as they run, except that a `while`,
-  whose number of iterations is unknown, counts once; a `cond` counts as its
-  largest branch.
-
-  Args:
-    jaxpr: Jaxpr of a function, `jax.make_jaxpr(fn)(*args).jaxpr` or
-      `jax.jit(fn).trace(*args).jaxpr`.
-  """
-  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-  jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-  return _count(jaxpr)
-
-
-def _count(jaxpr) -> float:
-  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-  total = 0.
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name == "dot_general":
-      (contracted, _), _ = eqn.params["dimension_numbers"]
-      shape = eqn.invars[0].aval.shape
-      total += 2. * math.prod(eqn.outvars[0].aval.shape) * math.prod(
-          shape[dim] for dim in contracted)
-    elif eqn.primitive.name == "conv_general_dilated":
-      total += _conv_flops(eqn)
-    elif eqn.primitive.name == "cond":
-      total += max(map(_count, eqn.params["branches"]))
-    else:
-      repeated = 1
-      if eqn.primitive.name == "scan":
-        repeated = eqn.params["length"]
-      elif eqn.primitive.name == "pallas_call":
-        repeated = math.prod(eqn.params["grid_mapping"].grid)
-      total += repeated * sum(
-          map(_count, jax_core.jaxprs_in_params(eqn.params)))
-  return total
-
-
-def _conv_flops(eqn) -> float:
-  """Counts two for every product of an input and a kernel element.
-
-  Products with the zeros between the elements of a dilated input, as in the
-  gradient of a strided convolution, are not counted.
-  """
-  numbers = eqn.params["dimension_numbers"]
-  out, kernel = eqn.outvars[0].aval.shape, eqn.invars[1].aval.shape
-  taps = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
-  dilation = math.prod(eqn.params["lhs_dilation"])
-  return 2. * math.prod(out) * taps / dilation

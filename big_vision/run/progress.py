@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from big_vision.hardware import chips
-from big_vision.hardware import hlo
+from big_vision.hardware import flops as flops_lib
 from big_vision.run import pictures
 
 
@@ -41,7 +41,7 @@ class FlopCounter:
       static: Compile-time choices, a tuple of (name, hashable).
     """
     if static not in self._flops:
-      self._flops[static] = hlo.count_flops(
+      self._flops[static] = flops_lib.count(
           self._update.trace(state, frozen, batch, static).jaxpr)
     return self._flops[static]
 

@@ -13,7 +13,7 @@ from big_vision.configs import vit_s16_i1k
 from big_vision.datasets.tfds import declared
 from big_vision.datasets.tfds import prepared
 from big_vision.hardware import chips
-from big_vision.hardware import hlo
+from big_vision.hardware import flops as flops_lib
 from big_vision.hardware import targets
 from big_vision.task import Phase
 from big_vision.tools import plan as plan_lib
@@ -85,7 +85,7 @@ def test_training_step_is_three_forward_passes_without_input_gradient(plan):
   built = plan.built
   def forward(state, batch):
     return built.task.predict_fns["predict"](state, batch)[0]
-  flops = hlo.count_flops(
+  flops = flops_lib.count(
       jax.make_jaxpr(forward)(built.shapes, dict(built.info.batch_spec)))
   # Two for each of batch, patches, patch elements and width.
   embedding_flops = 2 * 16 * (2 * 2) * (4 * 4 * 1) * 16

@@ -9,6 +9,7 @@ from big_vision import build as build_lib
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import state as state_lib
+from big_vision.hardware import flops as flops_lib
 from big_vision.hardware import hlo
 from big_vision.hardware import targets
 from big_vision.run import watchdog
@@ -132,7 +133,7 @@ def _compile(traced) -> tuple[hlo.Program, float]:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     raise DoesNotFitError(_memory_use(str(error))) from error
-  return hlo.Program(compiled), hlo.count_flops(traced.jaxpr)
+  return hlo.Program(compiled), flops_lib.count(traced.jaxpr)
 
 
 def _memory_use(message: str) -> str:

@@ -3,7 +3,7 @@
 import functools
 import math
 
-from big_vision.hardware import hlo
+from big_vision.hardware import flops as flops_lib
 from big_vision.layers import attention
 from big_vision.layers.attention import registry
 import flax.linen as nn
@@ -258,7 +258,7 @@ def test_local_is_dense_within_a_band(window, case):
 
 def test_a_window_wider_than_the_text_costs_no_more():
   x = jax.ShapeDtypeStruct((1, 16, 1, D), jnp.float32)
-  local, dense = (hlo.count_flops(jax.make_jaxpr(
+  local, dense = (flops_lib.count(jax.make_jaxpr(
       lambda q, k, v, impl=impl: attention.attend(q, k, v, impl=impl))(x, x, x))
                   for impl in ("local", "dense"))
   assert local <= 4 * dense  # Each block of 16 and what is on both sides of it.

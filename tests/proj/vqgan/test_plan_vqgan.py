@@ -2,7 +2,7 @@
 
 from big_vision import config as config_lib
 from big_vision.hardware import chips
-from big_vision.hardware import hlo
+from big_vision.hardware import flops as flops_lib
 from big_vision.hardware import targets
 from big_vision.tools.planning import plans
 from big_vision.tools.planning import reports
@@ -35,7 +35,7 @@ def _count(plan, adversarial_now):
   def update(state, batch, rng):
     return built.task.update({**state, "frozen": {}}, batch, rng,
                              adversarial_now=adversarial_now)
-  return hlo.count_flops(jax.make_jaxpr(update)(
+  return flops_lib.count(jax.make_jaxpr(update)(
       built.shapes, dict(built.info.batch_spec), jax.random.key(0)))
 
 

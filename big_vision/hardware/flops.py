@@ -1,0 +1,65 @@
+"""Counts the floating-point operations that a function asks for.
+
+They are counted in its jaxpr, which holds the arithmetic of all devices, the
+length of each scan, and nothing that depends on the hardware.
+"""
+
+import math
+
+from jax.extend import core as jax_core
+from jax.interpreters import partial_eval
+
+
+def count(jaxpr) -> float:
+  """Counts the floating-point operations of matrix products and convolutions.
+
+  A multiply and an add count as two. By the convention of the literature,
+  elementwise operations are not counted. Neither is dead code, which every
+  compiler removes. Loops count as often as they run, except that a `while`,
+  whose number of iterations is unknown, counts once; a `cond` counts as its
+  largest branch.
+
+  Args:
+    jaxpr: Jaxpr of a function, `jax.make_jaxpr(fn)(*args).jaxpr` or
+      `jax.jit(fn).trace(*args).jaxpr`.
+  """
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _count(jaxpr)
+
+
+def _count(jaxpr) -> float:
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  total = 0.
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "dot_general":
+      (contracted, _), _ = eqn.params["dimension_numbers"]
+      shape = eqn.invars[0].aval.shape
+      total += 2. * math.prod(eqn.outvars[0].aval.shape) * math.prod(
+          shape[dim] for dim in contracted)
+    elif eqn.primitive.name == "conv_general_dilated":
+      total += _conv_flops(eqn)
+    elif eqn.primitive.name == "cond":
+      total += max(map(_count, eqn.params["branches"]))
+    else:
+      repeated = 1
+      if eqn.primitive.name == "scan":
+        repeated = eqn.params["length"]
+      elif eqn.primitive.name == "pallas_call":
+        repeated = math.prod(eqn.params["grid_mapping"].grid)
+      total += repeated * sum(
+          map(_count, jax_core.jaxprs_in_params(eqn.params)))
+  return total
+
+
+def _conv_flops(eqn) -> float:
+  """Counts two for every product of an input and a kernel element.
+
+  Products with the zeros between the elements of a dilated input, as in the
+  gradient of a strided convolution, are not counted.
+  """
+  numbers = eqn.params["dimension_numbers"]
+  out, kernel = eqn.outvars[0].aval.shape, eqn.invars[1].aval.shape
+  taps = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+  dilation = math.prod(eqn.params["lhs_dilation"])
+  return 2. * math.prod(out) * taps / dilation
