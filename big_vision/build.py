@@ -144,8 +144,15 @@ def loop_options(config: config_lib.Config, info: Info) -> LoopOptions:
   """Reads the options that neither a task nor data nor evaluators read.
 
   Raises:
-    ConfigError: A period is given in two units, or is not a number.
+    ConfigError: A period is given in two units, or is not a number; or an
+      option has no effect without another one.
   """
+  for name, key in (("keep_best", "metric"), ("profile", "first_step")):
+    options = config.get(name, {})
+    if options and key not in options:
+      raise config_lib.ConfigError(
+          f"config.{name} is {options.to_dict()}, which has no effect without "
+          f"{key!r}; add that or remove config.{name}.")
   def every(name, default=None):
     return durations.get_steps(
         name, config, batch_size=info.batch_size, data_size=info.data_size,

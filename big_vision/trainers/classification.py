@@ -166,10 +166,18 @@ def _redraw_steps(
 
 
 def _make_load(config: config_lib.Config, models) -> Callable:
-  """Returns `Task.load`, which reads `config.model_init` if it is set."""
+  """Returns `Task.load`, which reads `config.model_init` if it is set.
+
+  Raises:
+    ConfigError: The config has options for loading, but nothing to load.
+  """
   source = config.get("model_init")
   options = dict(config.get("model_load", {}))
   if source is None:
+    if options:
+      raise config_lib.ConfigError(
+          f"config.model_load is {options}, but no config.model_init names the "
+          "weights to load; set it or remove config.model_load.")
     return lambda shapes: {}
 
   def load(shapes):

@@ -101,14 +101,19 @@ def test_step_seconds_follow_from_the_data_sheet(plan, hardware):
   assert not plans.step_seconds(phase, targets.describe_devices(8, "cpu"))
 
 
-def _make_phased_plan(monkeypatch, hardware, first_steps):
+def _make_phased_plan(monkeypatch, hardware, first_steps, differ=False):
   """Plans 12 steps of the tiny config with phases made up for it."""
-  phases = tuple(Phase(first_step=step, static={}) for step in first_steps)
+  phases = tuple(
+      Phase(first_step=step, static={"late": step > 0} if differ else {})
+      for step in first_steps)
   build = build_lib.build
   def build_with_phases(*args):
     built = build(*args)
-    return built._replace(
-        task=built.task._replace(phases=lambda total_steps: phases))
+    def update(state, batch, rng, late=None):
+      del late
+      return built.task.update(state, batch, rng)
+    return built._replace(task=built.task._replace(
+        phases=lambda total_steps: phases, update=update))
   monkeypatch.setattr(build_lib, "build", build_with_phases)
   return plans.make_plan(_resolve(), hardware)
 
@@ -119,6 +124,30 @@ def test_phases_after_the_end_are_ignored_and_equal_ones_share_a_program(
   assert [(phase.first_step, phase.num_steps) for phase in plan.phases] == [
       (0, 4), (4, 8)]
   assert plan.phases[0].program is plan.phases[1].program
+
+
+# The compiler's own words, shortened.
+_OUT_OF_MEMORY = (
+    "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
+    "memory space hbm. Used 18.52G of 15.75G hbm. Exceeded hbm capacity by "
+    "2.77G.\n\nTotal hbm usage >= 18.53G:")
+
+
+@pytest.mark.parametrize("first_steps, where", [
+    ([0], r"hbm\.$"), ([0, 4], r"hbm \(steps 5 to 12, late=True\)\.$")])
+def test_the_compilers_lack_of_memory_names_the_phase(
+    monkeypatch, hardware, first_steps, where):
+  compile_fn, count = jax.stages.Lowered.compile, 0
+  def fail_in_the_last_phase(lowered):
+    nonlocal count
+    count += 1
+    if count == len(first_steps):
+      raise jax.errors.JaxRuntimeError(_OUT_OF_MEMORY)
+    return compile_fn(lowered)
+  monkeypatch.setattr(jax.stages.Lowered, "compile", fail_in_the_last_phase)
+  with pytest.raises(plans.DoesNotFitError,
+                     match="^Used 18.52G of 15.75G " + where):
+    _make_phased_plan(monkeypatch, hardware, first_steps, differ=True)
 
 
 def test_run_seconds_weight_phases_by_their_steps(plan, hardware):
@@ -192,9 +221,12 @@ def test_more_devices_than_jax_simulates_are_refused():
     targets.describe_devices(9, "cpu")
 
 
-def test_hosts_have_eight_devices():
-  assert targets.describe_devices(8, "a100").num_hosts == 1
-  assert targets.describe_devices(3, "a100").num_hosts == 1
+@pytest.mark.parametrize("devices, hosts", [
+    (3, 1), (8, 1), (9, 2), (16, 2), (17, 3)])
+def test_hosts_have_eight_devices(devices, hosts, monkeypatch):
+  monkeypatch.setattr(jax, "devices", lambda platform: [object()] * 20)
+  described = targets.describe_devices(devices, "a100")
+  assert (len(described.devices), described.num_hosts) == (devices, hosts)
 
 
 def test_missing_data_is_replaced_by_its_declaration():

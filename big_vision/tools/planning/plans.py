@@ -1,5 +1,6 @@
 """Compiles every phase of a run, and bounds the time that it takes."""
 
+from collections.abc import Mapping
 import re
 from typing import Any, NamedTuple
 
@@ -40,10 +41,7 @@ class PhasePlan(NamedTuple):
   @property
   def name(self) -> str:
     """A description such as "steps 1 to 200, adversarial_now=False"."""
-    last_step = self.first_step + self.num_steps
-    choices = [f"{key}={value}" for key, value in self.static.items()]
-    return ", ".join([f"steps {self.first_step + 1:,} to {last_step:,}",
-                      *choices])
+    return _phase_name(self.first_step, self.num_steps, self.static)
 
 
 class Plan(NamedTuple):
@@ -113,33 +111,56 @@ def _compile_phases(built: build_lib.Built) -> tuple[PhasePlan, ...]:
       built.task, built.rng_train, built.shardings, built.mesh)
   compiled, found = {}, []
   for phase, end in zip(phases, ends):
+    num_steps = end - phase.first_step
+    where = (f" ({_phase_name(phase.first_step, num_steps, phase.static)})"
+             if len(phases) > 1 else "")
     static = tuple(sorted(phase.static.items()))
     if static not in compiled:
       with sharding.use(built.mesh, built.rules):
         compiled[static] = _compile(
-            update.trace(built.shapes, frozen, batch, static))
+            update.trace(built.shapes, frozen, batch, static), where)
     program, flops = compiled[static]
     found.append(PhasePlan(
-        first_step=phase.first_step, num_steps=end - phase.first_step,
+        first_step=phase.first_step, num_steps=num_steps,
         static=phase.static, program=program, flops=flops))
   return tuple(found)
 
 
-def _compile(traced) -> tuple[hlo.Program, float]:
-  """Returns the program of a traced step, and its FLOPs on all devices."""
+def _phase_name(
+    first_step: int, num_steps: int, static: Mapping[str, Any]) -> str:
+  """Returns a description like "steps 1 to 200, adversarial_now=False"."""
+  choices = [f"{key}={value}" for key, value in static.items()]
+  return ", ".join(
+      [f"steps {first_step + 1:,} to {first_step + num_steps:,}", *choices])
+
+
+def _compile(traced, where: str) -> tuple[hlo.Program, float]:
+  """Compiles a traced step.
+
+  Args:
+    traced: Traced step.
+    where: Phase of the step for the error, in parentheses; "" if there is only
+      one.
+
+  Returns:
+    The program, and its FLOPs on all devices.
+
+  Raises:
+    DoesNotFitError: The compiler found too little memory.
+  """
   try:
     compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    raise DoesNotFitError(_memory_use(str(error))) from error
+    raise DoesNotFitError(f"{_memory_use(str(error))}{where}.") from error
   return hlo.Program(compiled), flops_lib.count(traced.jaxpr)
 
 
 def _memory_use(message: str) -> str:
-  """Extracts the sentence about memory from the compiler's error message."""
+  """Extracts the sentence about memory, without its full stop."""
   found = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ hbm[^.]*", message)
-  return f"{found[0]}." if found else message.splitlines()[0]
+  return found[0] if found else message.splitlines()[0].rstrip(".")
 
 
 def step_seconds(
