@@ -1,4 +1,4 @@
-"""Tests of datasets/listops.py, against a parser of the written form."""
+"""Tests of datasets/listops.py against a parser of the written form."""
 
 import collections
 import statistics
@@ -23,7 +23,7 @@ def _examples(source):
 
 
 def _parse(words):
-  """(operator, arguments) or an int, of a list of words that is used up."""
+  """Takes one expression off `words`; returns (operator, arguments) or int."""
   word = words.pop(0)
   if not word.startswith("["):
     return int(word)
@@ -55,7 +55,7 @@ def _lists(node):
 
 
 def _read(example):
-  """The tree that an example writes; checks everything about its form."""
+  """Returns an example's tree and length; checks the form of the example."""
   n = int(example["mask"].sum())
   np.testing.assert_array_equal(
       example["mask"], np.arange(len(example["tokens"])) < n)
@@ -72,7 +72,7 @@ def _read(example):
     {**SHORT}, {**SHORT, "max_args": 3, "max_depth": 6},
     {**SHORT, "min_depth": 2, "max_depth": 7},
     {"num_examples": 12}, {"num_examples": 12, "split": "test"}])
-def test_values_depths_and_lengths(kw):
+def test_values_depths_and_lengths_agree_with_the_parser(kw):
   source = _open(**kw)
   assert source.num_classes == 10
   low, high = kw.get("min_length", 500), kw.get("max_length", 2000)
@@ -85,7 +85,7 @@ def test_values_depths_and_lengths(kw):
       assert 2 <= len(arguments) <= kw.get("max_args", 10)
 
 
-def test_evaluate_by_hand():
+def test_values_computed_by_hand():
   def evaluate(text):
     return listops.evaluate(
         [listops.VOCABULARY.index(word) for word in text.split()])
@@ -111,7 +111,7 @@ def test_depths_are_equally_frequent_and_labels_are_not_degenerate():
 
 
 def test_grammar_has_the_frequencies_of_long_range_arena():
-  """Of whole trees, unselected: all lengths that there are below depth 4."""
+  """Depth 4 has at most 1112 tokens, so no tree is discarded."""
   source = _open(num_examples=4000, min_length=4, max_length=1112, max_depth=4)
   operators, counts, are_lists, digits = (collections.Counter() for _ in "0123")
   for example in _examples(source):
@@ -120,7 +120,7 @@ def test_grammar_has_the_frequencies_of_long_range_arena():
     counts.update(len(arguments) for _, arguments in _lists(tree))
     digits.update(a for _, arguments in _lists(tree)
                   for a in arguments if isinstance(a, int))
-    # Only the outermost list is sure to have arguments that may be lists.
+    # Below the outermost list, arguments may have to be digits.
     are_lists.update(not isinstance(a, int) for a in tree[1])
   total = sum(operators.values())
   for operator in ("MIN", "MAX", "MED", "SM"):
@@ -135,7 +135,7 @@ def test_grammar_has_the_frequencies_of_long_range_arena():
 
 
 def test_splits_are_disjoint():
-  """Of expressions so short that there are only 400 of them."""
+  """There are only 400 expressions of four tokens."""
   found = {}
   for split in ("train", "validation", "test"):
     found[split] = set()
@@ -160,12 +160,12 @@ def test_splits_are_disjoint():
     (dict(min_depth=1), r"min_depth is 1.*\[2, 10\]"),
     (dict(min_depth=11), r"min_depth is 11.*\[2, 10\]"),
     (dict(**SHORT, min_depth=3, max_depth=21), r"max_depth is 21.*\[2, 20\]"),
-    # Depth 3 has at most 2 + 3 * 5 tokens.
+    # An expression of depth 3 has at most 2 + 3 * 5 tokens.
     (dict(min_length=18, max_length=60, max_args=3, min_depth=3),
      r"min_length is 18.*\[4, 17\]"),
     (dict(**SHORT, min_depth=20, max_depth=20, max_args=10),
-     "none of 1000 problems.*of difficulty 20.*too rare"),
+     "1000 draws found no problem of difficulty 20.*too rare"),
 ])
-def test_errors(kw, message):
+def test_invalid_options_are_named(kw, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     _open(**kw)

@@ -25,7 +25,7 @@ def test_unknown_sources_and_arguments_are_named(name, kwargs, message):
 def test_importing_sources_does_not_import_tensorflow():
   code = (
       "import sys; from big_vision.datasets import arrays, core, folder, "
-      "jsonl, listops, memory, registry, sequences, slicing; "
+      "generated, jsonl, listops, memory, registry, sequences, slicing; "
       "from big_vision.datasets.tfds import declared, opening; "
       "from big_vision.tools import prepare_dataset; "
       "print([m for m in sys.modules if m.startswith('tensorflow')])")

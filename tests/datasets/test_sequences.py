@@ -1,4 +1,4 @@
-"""Tests of datasets/sequences.py: generated, copied, reversed and added."""
+"""Tests of datasets/sequences.py and of the base of all generated sources."""
 
 import collections
 import hashlib
@@ -6,9 +6,9 @@ import itertools
 
 from big_vision import config as config_lib
 from big_vision import input_pipeline
+from big_vision.datasets import generated
 from big_vision.datasets import memory
 from big_vision.datasets import registry
-from big_vision.datasets import sequences
 import jax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -29,7 +29,7 @@ def _examples(source, num=None):
 
 
 def _tokens(example):
-  """The unpadded tokens; checks that mask and padding agree."""
+  """Returns the unpadded tokens; checks that mask and padding agree."""
   n = int(example["mask"].sum())
   np.testing.assert_array_equal(
       example["mask"], np.arange(len(example["tokens"])) < n)
@@ -41,7 +41,7 @@ def _tokens(example):
 
 
 @pytest.mark.parametrize("name", ["bv:copy", "bv:reverse"])
-def test_copy_and_reverse(name):
+def test_labels_repeat_or_reverse_the_tokens(name):
   source = _open(name, min_length=3, max_length=7, num_symbols=4, size=9)
   assert (len(source), source.num_classes) == (60, 5)
   seen = set()
@@ -60,7 +60,7 @@ def test_copy_and_reverse(name):
   assert seen == {1, 2, 3, 4}
 
 
-def test_addition():
+def test_labels_are_the_digits_of_the_sum():
   source = _open("bv:addition", num_examples=200, max_digits=25)
   assert source.num_classes == 12
   lengths, sums = set(), set()
@@ -78,7 +78,7 @@ def test_addition():
   assert lengths == set(range(1, 26)) and len(sums) > 180
 
 
-def test_addition_as_documented():
+def test_addition_has_the_documented_layout():
   example = _open("bv:addition", max_digits=3).solve(
       np.array([[1, 2], [9, 5]]), 2)
   assert example["tokens"].tolist() == [2, 3, 11, 10, 6, 0, 0]  # 12 + 95
@@ -108,8 +108,8 @@ OPTIONS = {
     ("bv:addition", "99f0cde880dc20be"),
     ("bv:listops", "63cfd21d68acd488"),
     ("proj.pvr.problems", "99cda64afffef8c6")])
-def test_examples_are_the_same_everywhere_and_always(name, digest):
-  """Whoever changes a generator changes what a seed stands for."""
+def test_examples_have_not_changed(name, digest):
+  """A run that is resumed after an upgrade must see the same examples."""
   content = hashlib.sha256()
   for split, seed in (("train", 0), ("test", 0), ("train", 7)):
     source = _open(name, split, 10, seed=seed, **OPTIONS[name])
@@ -120,10 +120,10 @@ def test_examples_are_the_same_everywhere_and_always(name, digest):
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
-def test_order_and_readers_change_nothing(name):
+def test_examples_do_not_depend_on_order_readers_or_size(name):
   source = _open(name, **OPTIONS[name])
   in_order = _examples(source)
-  # From the end, by another reader, of a source of another size.
+  # Another source of another size, read from the end.
   other = _open(name, num_examples=1000, **OPTIONS[name])
   backwards = [other.example(i) for i in reversed(range(60))][::-1]
   indices = np.random.default_rng(0).permutation(60)
@@ -169,10 +169,9 @@ def test_seeds_differ():
 
 
 def test_examples_share_no_random_numbers():
-  """No ten symbols in a row are in two examples, as if one continued another.
+  """Ten symbols in a row that two examples share would reveal it.
 
-  By chance, 100 examples with 31 such rows each have a common one with
-  probability 5e-4.
+  By chance that happens with probability 5e-4: 100 examples have 31 rows each.
   """
   source = _open("bv:copy", num_examples=100, min_length=40, max_length=40)
   rows = []
@@ -183,7 +182,7 @@ def test_examples_share_no_random_numbers():
 
 
 def test_splits_are_disjoint_and_leave_nothing_out():
-  """All of a small space, with seeds, sizes and lengths that differ."""
+  """Draws a small space completely, with different seeds, sizes and lengths."""
   found = collections.defaultdict(set)
   for name, split, seed in itertools.product(
       ("bv:copy", "bv:reverse"), SPLITS, range(3)):
@@ -197,7 +196,7 @@ def test_splits_are_disjoint_and_leave_nothing_out():
   assert len(found["train"]) > max(len(found["validation"]), len(found["test"]))
 
 
-def test_sums_that_are_the_same_are_in_the_same_split():
+def test_swapped_summands_are_in_the_same_split():
   found = collections.defaultdict(set)
   for split in SPLITS:
     source = _open("bv:addition", split, 1500, max_digits=1)
@@ -210,8 +209,7 @@ def test_sums_that_are_the_same_are_in_the_same_split():
     assert pairs == {(b, a) for a, b in pairs}
 
 
-def test_shares_of_the_splits():
-  """Half, a quarter and a quarter of all sequences of four symbols."""
+def test_splits_have_half_a_quarter_and_a_quarter_of_all_problems():
   sizes = []
   for split in SPLITS:
     source = _open("bv:copy", split, 6000, min_length=4, max_length=4,
@@ -235,16 +233,16 @@ def test_shares_of_the_splits():
     ("bv:addition", dict(size=20), "size is 20.*at least 21"),
     ("bv:addition", dict(max_length=4), r"max_length does not exist"),
     ("bv:copy", dict(num_symbols=2, split="validation"),
-     "validation, seed 0, example 0: none of 1000 problems.*difficulty 1"),
+     "validation, seed 0, example 0: 1000 draws found no.*difficulty 1"),
 ])
-def test_errors(name, kw, message):
+def test_invalid_options_are_named(name, kw, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     _open(name, **kw)
 
 
-def test_what_is_hardly_ever_found_cannot_be_opened():
-  """Reading would fail at one example of many, in the middle of a run."""
-  class Rare(sequences.GeneratedSource):
+def test_a_source_of_very_rare_problems_does_not_open():
+  """It would fail at one of its many examples, in the middle of a run."""
+  class Rare(generated.GeneratedSource):
 
     def draw(self, rng, difficulty):
       return np.zeros(1, np.int64) if rng.randint(3_000) == 0 else None
@@ -256,10 +254,11 @@ def test_what_is_hardly_ever_found_cannot_be_opened():
       return {"tokens": problem}
 
   for seed in range(20):
-    with pytest.raises(config_lib.ConfigError, match="none of 1000 problems"):
-      Rare("rare", "train", 1, seed, [1], 2)
+    with pytest.raises(config_lib.ConfigError, match="1000 draws found no"):
+      Rare(name="rare", split="train", num_examples=1, seed=seed,
+           difficulties=[1], num_classes=2)
 
 
-def test_describe():
+def test_messages_name_split_seed_and_example():
   source = _open("bv:reverse", "test", seed=3)
   assert source.describe(17) == "bv:reverse test, seed 3, example 17"

@@ -1,6 +1,6 @@
 """Pointer value retrieval, generated: values among which a pointer chooses.
 
-Splits, seeds and reproducibility are those of `sequences.GeneratedSource`.
+`datasets/generated.py` says how examples, splits and seeds are made.
 
 Vocabulary of the forms that have tokens: 0 would be padding, of which there is
 none; the number v is the token v + 1.
@@ -11,7 +11,7 @@ import numpy as np
 from big_vision import config as config_lib
 from big_vision.datasets import arrays
 from big_vision.datasets import core
-from big_vision.datasets import sequences
+from big_vision.datasets import generated
 
 _NAME = "proj.pvr.problems"
 _DIGITS = 10
@@ -29,7 +29,7 @@ def open_source(
     num_examples: how many.
     form: "vector", "compositional" or "image"; see the functions of these
       names.
-    seed: see `sequences.GeneratedSource`.
+    seed: see `generated.GeneratedSource`.
     **options: Options of the form.
 
   Raises:
@@ -61,7 +61,7 @@ def vector(
   Args:
     split: "train", "validation" or "test".
     num_examples: how many.
-    seed: see `sequences.GeneratedSource`.
+    seed: see `generated.GeneratedSource`.
     window: how many values, in [1, 10]; after the last comes the first.
     aggregate: Function of the values: "mod_sum" (their sum modulo 10), "min",
       "max", "median" (rounded down) or "majority" (the most frequent, of
@@ -98,7 +98,7 @@ def compositional(
   Args:
     split: "train", "validation" or "test".
     num_examples: how many.
-    seed: see `sequences.GeneratedSource`.
+    seed: see `generated.GeneratedSource`.
     length: how many numbers, at least 2.
     min_hops: lowest h, at least 1.
     max_hops: highest h, at most length - 1; all are equally frequent.
@@ -127,7 +127,7 @@ def image(split: str, num_examples: int, seed: int) -> core.Source:
     split: "train" or "test"; the digits are those of the same split of
       "bv:digits", which is what keeps the splits disjoint here.
     num_examples: how many.
-    seed: see `sequences.GeneratedSource`.
+    seed: see `generated.GeneratedSource`.
 
   Raises:
     ConfigError: there is no such split.
@@ -137,11 +137,11 @@ def image(split: str, num_examples: int, seed: int) -> core.Source:
   return _Image(split, num_examples, seed)
 
 
-class _Vector(sequences.GeneratedSource):
+class _Vector(generated.GeneratedSource):
   """The source of `vector`."""
 
   def __init__(self, split, num_examples, seed, window, aggregate):
-    sequences.check_int(_NAME, "window", window, 1, _DIGITS)
+    generated.check_int(_NAME, "window", window, 1, _DIGITS)
     if aggregate not in _AGGREGATES:
       raise config_lib.ConfigError(
           f"proj.pvr.problems: aggregate is {aggregate!r}"
@@ -149,7 +149,8 @@ class _Vector(sequences.GeneratedSource):
           f"{sorted(_AGGREGATES)}.")
     self._aggregate = _AGGREGATES[aggregate]
     super().__init__(
-        _NAME, split, num_examples, seed, [window], num_classes=_DIGITS)
+        name=_NAME, split=split, num_examples=num_examples, seed=seed,
+        difficulties=[window], num_classes=_DIGITS)
 
   def draw(self, rng, difficulty):
     return rng.randint(0, _DIGITS, 1 + _DIGITS, np.int64)
@@ -160,16 +161,17 @@ class _Vector(sequences.GeneratedSource):
     return _with_tokens(problem, self._aggregate(chosen), difficulty)
 
 
-class _Compositional(sequences.GeneratedSource):
+class _Compositional(generated.GeneratedSource):
   """The source of `compositional`."""
 
   def __init__(self, split, num_examples, seed, length, min_hops, max_hops):
-    sequences.check_int(_NAME, "length", length, 2)
-    sequences.check_int(_NAME, "max_hops", max_hops, 1, length - 1)
-    sequences.check_int(_NAME, "min_hops", min_hops, 1, max_hops)
+    generated.check_int(_NAME, "length", length, 2)
+    generated.check_int(_NAME, "max_hops", max_hops, 1, length - 1)
+    generated.check_int(_NAME, "min_hops", min_hops, 1, max_hops)
     self._length = length
-    super().__init__(_NAME, split, num_examples, seed,
-                     range(min_hops, max_hops + 1), num_classes=length)
+    super().__init__(
+        name=_NAME, split=split, num_examples=num_examples, seed=seed,
+        difficulties=range(min_hops, max_hops + 1), num_classes=length)
 
   def draw(self, rng, difficulty):
     numbers = rng.randint(0, self._length, self._length, np.int64)
@@ -186,7 +188,7 @@ class _Compositional(sequences.GeneratedSource):
     return _with_tokens(problem, problem[place], difficulty)
 
 
-class _Image(sequences.GeneratedSource):
+class _Image(generated.GeneratedSource):
   """The source of `image`."""
 
   splits = ("train", "test")
@@ -198,7 +200,8 @@ class _Image(sequences.GeneratedSource):
       rows = digits.read(np.arange(len(digits)))
       self._images, self._labels = rows["image"].numpy(), rows["label"].numpy()
     super().__init__(
-        _NAME, split, num_examples, seed, [1], num_classes=_DIGITS)
+        name=_NAME, split=split, num_examples=num_examples, seed=seed,
+        difficulties=[1], num_classes=_DIGITS)
 
   def draw(self, rng, difficulty):
     return rng.randint(0, len(self._labels), 4, np.int64)
