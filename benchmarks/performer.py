@@ -34,9 +34,10 @@ def main():
       config.model.attention = impl
     height = next(h for h in range(math.isqrt(length), 0, -1) if not length % h)
     shape = (args.batch, height, length // height, 1)
-    info = Info(100, args.batch, 60_000, {
-        "image": jax.ShapeDtypeStruct(shape, jnp.float32),
-        "labels": jax.ShapeDtypeStruct((args.batch, 10), jnp.float32)}, mesh)
+    spec = {"image": jax.ShapeDtypeStruct(shape, jnp.float32),
+            "labels": jax.ShapeDtypeStruct((args.batch, 10), jnp.float32)}
+    info = Info(total_steps=100, batch_size=args.batch, data_size=60_000,
+                batch_spec=spec, mesh=mesh)
     task = classification.make_task(config_lib.resolve(config), info)
 
     def update(state, batch):

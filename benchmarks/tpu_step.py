@@ -61,9 +61,10 @@ def compile_step(case: Case, attention: str) -> hlo.Program:
   mesh = sharding.make_mesh(
       devices=targets.describe_topology(case.topology).devices)
   rules = sharding.make_rules(mesh, None)
-  info = Info(100_000, b, 1_281_167, {
-      "image": jax.ShapeDtypeStruct((b, 224, 224, 3), "float32"),
-      "labels": jax.ShapeDtypeStruct((b, 1000), "float32")}, mesh)
+  spec = {"image": jax.ShapeDtypeStruct((b, 224, 224, 3), "float32"),
+          "labels": jax.ShapeDtypeStruct((b, 1000), "float32")}
+  info = Info(total_steps=100_000, batch_size=b, data_size=1_281_167,
+              batch_spec=spec, mesh=mesh)
   rng = jax.random.key(0)
   with sharding.use(mesh, rules):
     task = classification.make_task(config, info)

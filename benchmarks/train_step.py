@@ -29,7 +29,8 @@ def make_ours(variant, size, batch):
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   spec = {"image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32),
           "labels": jax.ShapeDtypeStruct((batch, 1000), jnp.float32)}
-  info = Info(100, batch, 1000, spec, mesh)
+  info = Info(total_steps=100, batch_size=batch, data_size=1000,
+              batch_spec=spec, mesh=mesh)
   rng = jax.random.key(0)
   task = classification.make_task(config, info)
   shapes = state_lib.infer_shapes(task, info, rng)

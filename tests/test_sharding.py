@@ -123,7 +123,8 @@ def _vit_state(optax_name="scale_by_adam", **model):
                  **model)))
   mesh = _mesh()
   spec = {"image": _shape(8, 16, 16, 3), "labels": _shape(8, 8)}
-  info = task_lib.Info(100, 8, 100, spec, mesh)
+  info = task_lib.Info(total_steps=100, batch_size=8, data_size=100,
+                       batch_spec=spec, mesh=mesh)
   task = classification.make_task(config, info)
   return task, info, state_lib.infer_shapes(task, info, jax.random.key(0))
 
