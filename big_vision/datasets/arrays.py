@@ -1,4 +1,4 @@
-"""Sources whose examples are arrays in memory: what packages ship, and .npz."""
+"""Sources that hold arrays in memory: data of packages, and .npz files."""
 
 from collections.abc import Mapping, Sequence
 import zipfile
@@ -12,22 +12,23 @@ from big_vision.datasets import slicing
 
 
 def digits(split: str) -> core.Source:
-  """The 1,797 handwritten digits that scikit-learn ships; needs no download.
+  """Opens the 1,797 handwritten digits that come with scikit-learn.
 
   Examples have "image", uint8[8, 8, 1] in 0..16 (16 is white), and "label",
   int64[] in 0..9.
 
   Args:
-    split: "test" is a fixed random fifth (359 images), "train" the other 1,438.
+    split: "test" for a fixed random fifth (359 images), "train" for the other
+      1,438.
 
   Raises:
-    ConfigError: there is no such split.
+    ConfigError: There is no such split.
 
   Source: https://archive.ics.uci.edu/dataset/80, its test part.
   """
   from sklearn import datasets
   data = datasets.load_digits()
-  # RandomState's sequence is frozen forever (NEP 19), so the split is as well.
+  # NumPy guarantees RandomState's sequence (NEP 19): the split never changes.
   order = np.random.RandomState(0).permutation(len(data.target))
   num_test = len(order) // 5
   rows = {"test": order[:num_test], "train": order[num_test:]}
@@ -43,23 +44,25 @@ def digits(split: str) -> core.Source:
       num_classes=10, class_names=[str(name) for name in data.target_names])
 
 
-_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")  # scikit-image's.
+# Photographs that come with scikit-image.
+_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def photographs(split: str, size: int = 64) -> core.Source:
-  """Square pieces of the few colour photographs that two packages ship.
+  """Opens square pieces of the colour photographs that two packages ship.
 
-  "china" and "flower" of scikit-learn, "astronaut", "chelsea", "coffee" and
-  "rocket" of scikit-image, cut without overlap from the top left; what remains
-  at the borders is left out. Examples have "image", uint8[size, size, 3].
+  "china" and "flower" of scikit-learn and "astronaut", "chelsea", "coffee" and
+  "rocket" of scikit-image are cut without overlap, starting at the top left.
+  Remainders at the right and the bottom are left out. Examples have "image",
+  uint8[size, size, 3].
 
   Args:
-    split: "test" is a fixed random fifth of the pieces, "train" the others;
-      both have pieces of every photograph.
-    size: pixels along a side.
+    split: "test" for a fixed random fifth of the pieces, "train" for the
+      others. Both have pieces of the same photographs.
+    size: Length of a side in pixels.
 
   Raises:
-    ConfigError: there is no such split, or no piece of this size;
+    ConfigError: There is no such split or no piece of this size, or
       scikit-image is not installed.
   """
   from sklearn import datasets
@@ -93,20 +96,21 @@ def npz(
     fname: str, keys: Sequence[str] | Mapping[str, str] | None = None,
     start: int | float | None = None, stop: int | float | None = None,
     num_classes: int | None = None) -> core.Source:
-  """Arrays of equal length in an .npz file; row i of each makes example i.
+  """Opens arrays of equal length in an .npz file; example i is their rows i.
 
   Args:
-    fname: the file.
+    fname: Path of the file.
     keys: Arrays to use, as a list of their names or as {feature: name}
-      ({"image": "x_train", "label": "y_train"}). All of them by default.
-    start: first example; see `slicing.slice_bounds`.
-    stop: example to stop before; see `slicing.slice_bounds`.
-    num_classes: how many values "label" takes. The file cannot tell.
+      ({"image": "x_train", "label": "y_train"}); all of them by default.
+    start: First example; see `slicing.slice_bounds`.
+    stop: Example to stop before; see `slicing.slice_bounds`.
+    num_classes: Number of values that "label" takes, which the file cannot
+      tell.
 
   Raises:
-    ConfigError: no such file or array, or an empty part was asked for.
-    DataError: the file is damaged, holds pickled objects (which could run code,
-      and are never loaded), or arrays that differ in length; names the array.
+    ConfigError: There is no such file or array, or the part is empty.
+    DataError: The file is damaged or holds pickled objects, which could run
+      code and are never loaded, or its arrays differ in length.
   """
   import tensorflow as tf
   if not tf.io.gfile.exists(fname):
@@ -151,10 +155,10 @@ def npz(
 
 
 def _load_array(stored, name: str, fname: str) -> np.ndarray:
-  """One array of an open .npz; DataError where it cannot be rows."""
+  """Reads an array of an open .npz; raises DataError unless it has rows."""
   try:
     array = stored[name]
-  except Exception as error:  # zlib.error, struct.error, ...: all damage.
+  except Exception as error:  # Damage shows as zlib.error, struct.error, ...
     raise core.DataError(
         f"{fname}: array {name!r} cannot be read: {error}") from error
   if array.ndim == 0:

@@ -1,4 +1,4 @@
-"""Images in folders, one folder for every class.
+"""The source that reads images in folders, one folder for each class.
 
   root/class/*.jpg               a fixed random fifth of each class is "test"
   root/{train,test}/class/*.jpg  the folders are the splits; val, validation too
@@ -19,17 +19,18 @@ from big_vision.datasets import core
 from big_vision.datasets import memory
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-_HELD_OUT_NAMES = ("val", "validation", "test")  # What to evaluate on: first.
+# Splits to evaluate on; the first that exists is used.
+_HELD_OUT_NAMES = ("val", "validation", "test")
 
 
 class Contents(NamedTuple):
-  """What a folder of images holds.
+  """The classes, splits and images of a folder.
 
   Attributes:
-    class_names: names of the class folders, sorted; the label is the place.
+    class_names: Sorted names of the class folders; a label is a position in it.
     splits: {split: [(path of the image relative to the root, label), ...]}.
     image_size: (h, w) in pixels, the medians over up to 50 training images.
-    held_out: the split to evaluate on: "val", "validation" or "test".
+    held_out: Name of the split to evaluate on.
   """
 
   class_names: list[str]
@@ -39,33 +40,37 @@ class Contents(NamedTuple):
 
 
 def scan(path: str) -> Contents:
-  """What the folder `path` holds; see `Contents`.
+  """Lists the images in the folder `path`, and reads the sizes of some.
 
   Raises:
     ConfigError: `path` is not a folder that can be listed.
-    DataError: there are no classes, a class without images (or with a single
-      one that cannot be held out), or splits that differ in their classes.
+    DataError: There are no classes, a class has no images (or only one where a
+      fifth must be held out), the splits differ in their classes, or no image
+      can be read.
   """
   class_names, splits = _list_images(path)
   held_out = next(name for name in _HELD_OUT_NAMES if name in splits)
   train = [fname for fname, _ in splits["train"]]
   size = _typical_size([os.path.join(path, fname) for fname in train])
-  return Contents(class_names, splits, size, held_out)
+  return Contents(class_names=class_names, splits=splits, image_size=size,
+                  held_out=held_out)
 
 
 def folder(path: str, split: str) -> core.Source:
-  """Images of one split of a folder.
+  """Opens the images of one split of a folder.
 
   Examples have "image", string[] (the file's bytes), "label", int64[], and
-  "fname", string[], relative to `path`.
+  "fname", string[], the path relative to `path`.
 
   Args:
-    path: the root.
-    split: "train" or "test"; where the root has folders of splits, their names.
+    path: Root of the data.
+    split: "train" or "test", or the name of a folder of a split.
 
   Raises:
-    ConfigError: `path` is not a folder that can be listed; no such split.
-    DataError: what `scan` raises.
+    ConfigError: `path` is not a folder that can be listed, or there is no such
+      split.
+    DataError: There are no classes, a class has no images (or only one where a
+      fifth must be held out), or the splits differ in their classes.
   """
   class_names, splits = _list_images(path)
   if split not in splits:
@@ -76,7 +81,7 @@ def folder(path: str, split: str) -> core.Source:
 
 
 class _FolderSource(core.Source):
-  """Image files and their labels."""
+  """Examples that are image files and their labels."""
 
   def __init__(
       self, path: str, files: list[tuple[str, int]], class_names: list[str]):
@@ -104,14 +109,14 @@ class _FolderSource(core.Source):
 
 def _list_images(
     path: str) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
-  """Class names, and {split: [(fname, label), ...]}."""
+  """Returns the class names, and {split: [(fname, label), ...]}."""
   folders, files = _list(path)
   if not folders:
     found = f"{len(files)} files ({files[0]}, ...)" if files else "nothing"
     raise core.DataError(
         f"{path} has no class folders, but {found}. Images are expected as "
         "CLASS/NAME.jpg, or as train/CLASS/NAME.jpg and test/CLASS/NAME.jpg.")
-  # A class may be called "train"; then its folder holds images, not folders.
+  # A class may also be called "train"; its folder has images, not folders.
   split_folders = [
       name for name in ("train", *_HELD_OUT_NAMES)
       if name in folders and _list(os.path.join(path, name))[0]]
@@ -145,7 +150,7 @@ def _list_images(
 def _hold_out(
     path: str, images: Mapping[str, list[str]]
 ) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
-  """Makes a fixed random fifth of every class, at least one image, "test"."""
+  """Holds out a fixed random fifth of each class, at least one image."""
   class_names = sorted(images)
   splits = {"train": [], "test": []}
   for label, name in enumerate(class_names):
@@ -154,8 +159,8 @@ def _hold_out(
       raise core.DataError(
           f"Class {name!r} in {path} has a single image; at least 2 are "
           "needed, because a fifth is held out for testing.")
-    # Seeded by the name: what happens to other classes does not matter. The
-    # sequence of RandomState is frozen forever (NEP 19).
+    # Seeded by the class name, so that other classes do not change the choice.
+    # NumPy guarantees RandomState's sequence (NEP 19).
     rng = np.random.RandomState(zlib.crc32(os.fsencode(name)))
     test = set(rng.permutation(len(fnames))[:max(1, len(fnames) // 5)])
     for i, fname in enumerate(fnames):
@@ -164,7 +169,7 @@ def _hold_out(
 
 
 def _list_classes(path: str, folders: list[str]) -> dict[str, list[str]]:
-  """{class name: sorted fnames, relative to `path`} of the class `folders`."""
+  """Returns {class name: sorted fnames relative to `path`}."""
   images = {}
   for name in folders:
     _, files = _list(os.path.join(path, name))
@@ -181,7 +186,7 @@ def _list_classes(path: str, folders: list[str]) -> dict[str, list[str]]:
 
 
 def _list(path: str) -> tuple[list[str], list[str]]:
-  """Sorted names of the folders and of the files in `path`, hidden ones not."""
+  """Returns the sorted names of folders and files; leaves out hidden ones."""
   folders, files = [], []
   try:
     with os.scandir(path) as entries:
@@ -196,7 +201,7 @@ def _list(path: str) -> tuple[list[str], list[str]]:
 
 
 def _typical_size(fnames: list[str]) -> tuple[int, int]:
-  """(h, w), each the median of up to 50 images; reads their headers only."""
+  """Returns the median height and width of up to 50 images."""
   from PIL import Image
   heights, widths, failure = [], [], None
   for i in range(min(50, len(fnames))):

@@ -1,4 +1,4 @@
-"""Examples in a JSONL file: one flat JSON object on every line."""
+"""The source that reads JSONL files: one flat JSON object on every line."""
 
 from collections.abc import Sequence
 import json
@@ -17,24 +17,26 @@ def jsonl(
     fname: str, image_keys: Sequence[str] = ("image",),
     start: int | float | None = None, stop: int | float | None = None,
     num_classes: int | None = None) -> core.Source:
-  """Examples of a JSONL file.
+  """Opens the examples of a JSONL file.
 
-  All lines have the same keys, and a key has values of one type: strings
-  become string[], integers int64[], booleans bool[], and numbers of which any
-  has a decimal point float32[]. Empty lines are left out.
+  All lines must have the same keys, and all values of a key the same type.
+  Strings become string[], booleans bool[], and numbers int64[], or float32[] if
+  any of them has a decimal point. Empty lines are ignored.
 
   Args:
-    fname: the file.
-    image_keys: keys whose values are paths of files, relative to the folder of
-      `fname`; the examples have the files' bytes instead, string[].
-    start: first example; see `slicing.slice_bounds`.
-    stop: example to stop before; see `slicing.slice_bounds`.
-    num_classes: how many values "label" takes. The file cannot tell.
+    fname: Path of the file.
+    image_keys: Keys whose values are paths of files, relative to the folder of
+      `fname`. Examples have the contents of these files in place of the paths,
+      string[].
+    start: First example; see `slicing.slice_bounds`.
+    stop: Example to stop before; see `slicing.slice_bounds`.
+    num_classes: Number of values that "label" takes, which the file cannot
+      tell.
 
   Raises:
-    ConfigError: no such file or image key, or an empty part was asked for.
-    DataError: a line is not a flat JSON object, differs from the first in its
-      keys or types, or names a file that is not there; names file and line.
+    ConfigError: There is no such file or image key, or the part is empty.
+    DataError: A line is not a flat JSON object, differs from the first line in
+      its keys or types, or names a file that does not exist.
   """
   import tensorflow as tf
   if not tf.io.gfile.exists(fname):
@@ -59,7 +61,7 @@ def jsonl(
       raise config_lib.ConfigError(
           f"{fname} has no key {key!r}{config_lib.nearest(key, keys)} to read "
           f"images by; it has {sorted(keys)}. Set image_keys to those that are "
-          "paths of images, () if none is.")
+          "paths of images, or to () if there are none.")
   numbers = [number for number, _ in rows]
   columns = {
       key: _to_array([row[key] for _, row in rows], key, fname, numbers)
@@ -70,7 +72,7 @@ def jsonl(
 
 
 class _JsonlSource(core.Source):
-  """Columns in memory, some of which are paths of files to read."""
+  """Examples whose values are in memory, some as paths of files to read."""
 
   def __init__(self, fname, numbers, columns, image_keys, num_classes):
     self._fname = fname
@@ -94,7 +96,7 @@ class _JsonlSource(core.Source):
 
 
 def _parse(line: bytes, fname: str, number: int) -> dict[str, Any]:
-  """The object on one line."""
+  """Parses the object on a line."""
   try:
     row = json.loads(line)
   except ValueError as error:  # Bad JSON, or bytes that are not UTF-8.
@@ -108,7 +110,7 @@ def _parse(line: bytes, fname: str, number: int) -> dict[str, Any]:
 
 
 def _to_array(values, key: str, fname: str, numbers: list[int]) -> np.ndarray:
-  """Values of one key as an array; DataError names the line of a misfit."""
+  """Makes an array of a key's values; DataError names a line that differs."""
   kinds = {bool: "boolean", int: "number", float: "number", str: "string"}
   first = kinds.get(type(values[0]))
   for number, value in zip(numbers, values):
@@ -125,7 +127,7 @@ def _to_array(values, key: str, fname: str, numbers: list[int]) -> np.ndarray:
       raise core.DataError(
           f"{fname} line {number}: {key!r} is {value}, too large for int64.")
   if first == "string":
-    # Objects, because NumPy's fixed-width strings end at the last non-zero.
+    # An array of objects: NumPy's fixed-width strings lose trailing zeros.
     return np.array([value.encode() for value in values], dtype=object)
   if any(isinstance(value, float) for value in values):
     return np.array(values, np.float32)
@@ -134,14 +136,14 @@ def _to_array(values, key: str, fname: str, numbers: list[int]) -> np.ndarray:
 
 def _to_paths(
     names: np.ndarray, key: str, fname: str, numbers: list[int]) -> np.ndarray:
-  """Paths of the files called `names`; DataError if one is not there."""
+  """Returns the files' paths; raises DataError if one does not exist."""
   import tensorflow as tf
   if names.dtype != object:
     raise core.DataError(
-        f"{fname} line {numbers[0]}: {key!r} must be the path of an image; it "
-        "is a number.")
-  # Every folder is listed once: on remote storage a look at every file would
-  # take hours.
+        f"{fname} line {numbers[0]}: {key!r} must be the path of an image, not "
+        "a number.")
+  # Each folder is listed once, because asking for each file takes hours on
+  # remote storage.
   listings = {}
   paths = [os.path.join(os.path.dirname(fname), name.decode())
            for name in names]
@@ -154,6 +156,6 @@ def _to_paths(
         listings[parent] = set()
     if base not in listings[parent]:
       raise core.DataError(
-          f"{fname} line {number}: {key!r} is {path}, which is not there. "
+          f"{fname} line {number}: {key!r} is {path}, which does not exist. "
           f"Paths are relative to the folder of {fname}.")
   return np.array([path.encode() for path in paths], dtype=object)

@@ -14,7 +14,7 @@ from big_vision.datasets import registry
 
 
 def _read_all(source):
-  """Every example, in order, through tf.data."""
+  """Returns every example, in order, read through tf.data."""
   dataset = tf.data.Dataset.range(len(source)).map(source.read)
   return list(dataset.as_numpy_iterator())
 
@@ -42,7 +42,7 @@ def test_digits_splits_partition_the_data():
   assert counts.min() >= 25
 
 
-def test_digits_spec_is_static():
+def test_types_of_digits_are_known_without_reading():
   source = registry.open_source("bv:digits", split="test")
   spec = tf.data.Dataset.range(1).map(source.read).element_spec
   assert spec == {"image": tf.TensorSpec([8, 8, 1], tf.uint8),
@@ -50,7 +50,7 @@ def test_digits_spec_is_static():
   assert memory.in_memory(source) is source
 
 
-def test_digits_unknown_split():
+def test_an_unknown_split_of_digits_is_named():
   with pytest.raises(config_lib.ConfigError,
                      match=r"no split 'tran' \(did you mean 'train'\?\)"):
     registry.open_source("bv:digits", split="tran")
@@ -67,7 +67,7 @@ def _fname(tmp_path):
   return fname
 
 
-def test_npz(fname):
+def test_examples_are_rows_of_the_stored_arrays(fname):
   source = registry.open_source(
       "bv:npz", fname=fname, num_classes=7,
       keys={"image": "x", "label": "y", "z": "z", "text": "text"})
@@ -84,14 +84,14 @@ def test_npz(fname):
     assert example["text"].decode() == stored["text"][i]
 
 
-def test_npz_part(fname):
+def test_a_part_of_an_npz(fname):
   source = registry.open_source(
       "bv:npz", fname=fname, keys=["y"], start=0.5, stop=-1)
   assert [e["y"] for e in _read_all(source)] == [3, 4, 5]
   assert source.describe(1) == f"{fname} record 4"
 
 
-def test_npz_errors(fname, tmp_path):
+def test_bad_npz_files_and_options_are_named(fname, tmp_path):
   def opens(error, message, **kwargs):
     with pytest.raises(error, match=message):
       registry.open_source("bv:npz", **kwargs)
@@ -124,7 +124,7 @@ def test_npz_errors(fname, tmp_path):
 
 
 class _Evil:
-  """Creates a file when it is unpickled."""
+  """Its unpickling creates a file."""
 
   def __init__(self, path):
     self._path = path
@@ -133,7 +133,7 @@ class _Evil:
     return open, (self._path, "w")
 
 
-def test_npz_never_unpickles(tmp_path):
+def test_pickled_objects_are_never_loaded(tmp_path):
   proof = tmp_path / "proof"
   np.savez(tmp_path / "evil.npz", x=np.array([_Evil(str(proof))], object))
   with open(tmp_path / "pickle.npz", "wb") as file:

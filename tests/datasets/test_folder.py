@@ -16,7 +16,7 @@ from big_vision.datasets import registry
 
 
 def _write(path, size=(5, 4)):
-  """Writes a random image of (h, w); returns its pixels as stored."""
+  """Writes a random image of (h, w)."""
   path.parent.mkdir(parents=True, exist_ok=True)
   rng = np.random.default_rng(len(str(path)))
   image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
@@ -40,12 +40,12 @@ def _read_all(source):
   return list(dataset.as_numpy_iterator())
 
 
-def test_holds_out_a_fifth_of_every_class(tmp_path):
+def test_a_fifth_of_every_class_is_held_out(tmp_path):
   _write_classes(tmp_path, dog=10, ant=3, cat=5)
   (tmp_path / "readme.txt").write_text("not a class")
   (tmp_path / ".hidden").mkdir()
   (tmp_path / "ant" / "notes.txt").write_text("not an image")
-  (tmp_path / "ant" / "._00.jpg").write_text("what macOS leaves behind")
+  (tmp_path / "ant" / "._00.jpg").write_text("macOS writes such files")
   sources = {split: registry.open_source("bv:folder", path=str(tmp_path),
                                      split=split)
              for split in ("train", "test")}
@@ -73,7 +73,7 @@ def test_held_out_images_do_not_depend_on_other_classes(tmp_path):
   _write_classes(tmp_path, ant=7)
   after = folder.scan(str(tmp_path)).splits["test"]
   assert [f for f, _ in before] == [f for f, _ in after if "cat" in f]
-  # A random choice: neither the first nor the last fifth.
+  # The choice is random, not the first fifth.
   assert [f for f, _ in before] != sorted(
       f"cat/{name}" for name in os.listdir(tmp_path / "cat"))[:4]
 
@@ -81,7 +81,7 @@ def test_held_out_images_do_not_depend_on_other_classes(tmp_path):
 @pytest.mark.parametrize("names, held_out", [
     (["train", "test"], "test"), (["train", "val"], "val"),
     (["train", "test", "validation"], "validation")])
-def test_folders_of_splits(tmp_path, names, held_out):
+def test_folders_of_splits_are_used_as_splits(tmp_path, names, held_out):
   for count, name in enumerate(names, 1):
     _write_classes(tmp_path / name, b=count, a=count + 1)
   contents = folder.scan(str(tmp_path))
@@ -129,7 +129,7 @@ def test_image_size_needs_a_readable_image(tmp_path):
     folder.scan(str(tmp_path))
 
 
-def test_errors(tmp_path):
+def test_folders_without_usable_classes_are_errors(tmp_path):
   def fails(error, message, split="train"):
     with pytest.raises(error, match=message):
       registry.open_source("bv:folder", path=str(root), split=split)

@@ -29,7 +29,7 @@ def _fname(tmp_path):
 
 
 def _write(tmp_path, rows):
-  """Writes dicts, and strings as they are, one a line."""
+  """Writes one line for each row: dicts as JSON, strings as they are."""
   path = tmp_path / "data.jsonl"
   path.write_text("\n".join(
       row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
@@ -56,7 +56,7 @@ def test_reads_columns_and_images(fname):
     assert [e["score"] for e in examples] == [1, 0.25, 3]
 
 
-def test_without_images_and_in_part(tmp_path):
+def test_a_part_of_a_file_without_images(tmp_path):
   rows = [{"i": i, "even": i % 2 == 0} for i in range(6)]
   rows.insert(2, "  ")
   fname = _write(tmp_path, rows)
@@ -71,7 +71,7 @@ def test_without_images_and_in_part(tmp_path):
       f"{fname} line 2", f"{fname} line 4"]
 
 
-def test_relative_to_the_working_directory(fname, monkeypatch, tmp_path):
+def test_a_path_relative_to_the_working_directory(fname, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   source = registry.open_source("bv:jsonl", fname="data.jsonl")
   assert _read_all(source)[0]["image"] == b"first\0\0"
@@ -88,23 +88,23 @@ def test_relative_to_the_working_directory(fname, monkeypatch, tmp_path):
     ({"a": 1, "b": None}, "line 3: 'b' is None; only strings, numbers"),
     ({"a": 1, "b": ["x"]}, r"'b' is \['x'\]"),
     ({"a": 2**63, "b": "x"}, "too large for int64")])
-def test_names_the_line_at_fault(tmp_path, row, message):
+def test_a_bad_line_is_named(tmp_path, row, message):
   fname = _write(tmp_path, [{"a": 1, "b": "x"}, {"b": "y", "a": 2}, row])
   with pytest.raises(core.DataError, match=f"data.jsonl {message}" if (
       message.startswith("line")) else message):
     registry.open_source("bv:jsonl", fname=fname, image_keys=())
-  # What is not used is not looked at.
+  # Lines outside the part are not parsed.
   registry.open_source("bv:jsonl", fname=fname, image_keys=(), stop=2)
 
 
-def test_not_utf8(tmp_path):
+def test_a_line_that_is_not_utf8_is_named(tmp_path):
   path = tmp_path / "data.jsonl"
   path.write_bytes(b'{"a": "\xff"}\n')
   with pytest.raises(core.DataError, match="data.jsonl line 1 is not JSON"):
     registry.open_source("bv:jsonl", fname=str(path), image_keys=())
 
 
-def test_images_that_are_not_there(fname, tmp_path):
+def test_missing_images_and_wrong_image_keys_are_named(fname, tmp_path):
   with pytest.raises(config_lib.ConfigError, match=r"no key 'img'.*\['image', "
                      r"'label', 'score', 'text'\].*image_keys"):
     registry.open_source("bv:jsonl", fname=fname, image_keys=["img"])
@@ -113,11 +113,11 @@ def test_images_that_are_not_there(fname, tmp_path):
   for missing in "images/2.png", "elsewhere/0.png":
     fname = _write(tmp_path, [*_ROWS, {**_ROWS[0], "image": missing}])
     with pytest.raises(core.DataError, match=f"line 4: 'image' is .*{missing}, "
-                       "which is not there"):
+                       "which does not exist"):
       registry.open_source("bv:jsonl", fname=fname)
 
 
-def test_empty_and_missing_files(tmp_path):
+def test_empty_and_missing_files_are_errors(tmp_path):
   with pytest.raises(config_lib.ConfigError, match="no file '.*x.jsonl'"):
     registry.open_source("bv:jsonl", fname=str(tmp_path / "x.jsonl"))
   with pytest.raises(core.DataError, match="data.jsonl has no examples"):
