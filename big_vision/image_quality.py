@@ -1,6 +1,7 @@
-"""How like two images are: PSNR, SSIM, how sharp. Per image, in [0, 1].
+"""Measures images: PSNR and SSIM of two images, sharpness of one.
 
-Dimensions: b batch, h w rows and columns, c channels.
+All functions take batches of images with values in [0, 1] and return one number
+for each image. Dimensions: b batch, h w rows and columns, c channels.
 """
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 
 def psnr(a, b):
-  """Peak signal-to-noise ratio, dB; infinite for equal images.
+  """Computes the peak signal-to-noise ratio, dB; infinite for equal images.
 
   Args:
     a, b: float32[b, h, w, c] in [0, 1].
@@ -21,10 +22,10 @@ def psnr(a, b):
 
 
 def ssim(a, b):
-  """Structural similarity, at most 1, higher is more alike.
+  """Computes the structural similarity; 1 for equal images, less for others.
 
-  The window is a Gaussian of sigma 1.5 and 11 pixels; the mean is over places
-  where it lies within the image, and over channels.
+  The window is a Gaussian of sigma 1.5 and 11 pixels. The mean is taken over
+  all places where the window lies inside the image, and over channels.
 
   Args:
     a, b: float32[b, h, w, c] in [0, 1], at least 11 x 11.
@@ -33,12 +34,13 @@ def ssim(a, b):
     float32[b].
 
   Raises:
-    ValueError: smaller images.
+    ValueError: the images are smaller.
 
   Source: Wang et al. 2004, "Image Quality Assessment", with K = (.01, .03).
   """
   if min(a.shape[1:3]) < 11:
-    raise ValueError(f"SSIM wants images of 11 x 11 or more, not {a.shape}.")
+    raise ValueError(
+        f"SSIM needs images of at least 11 x 11 pixels; they are {a.shape}.")
   taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
   taps = jnp.asarray(taps / taps.sum(), jnp.float32)
 
@@ -59,10 +61,13 @@ def ssim(a, b):
 
 
 def sharpness(image):
-  """The mean size of the Laplacian, 0 for a flat image; float32[b].
+  """Computes the mean absolute value of the Laplacian; 0 for a flat image.
 
   Args:
     image: float32[b, h, w, c] in [0, 1].
+
+  Returns:
+    float32[b].
   """
   inner = image[:, 1:-1, 1:-1]
   laplacian = (

@@ -11,7 +11,7 @@ B = np.clip(A + RNG.normal(size=A.shape, scale=[[[[0.05]]], [[[0.2]]],
                                                     np.float32)
 
 
-def test_psnr_is_of_each_image():
+def test_psnr_is_computed_for_each_image():
   measure = pytest.importorskip("skimage.metrics")
   np.testing.assert_allclose(
       image_quality.psnr(A, B),
@@ -32,7 +32,7 @@ def test_ssim(channels):
           use_sample_covariance=False) for x, y in zip(a, b)],
       rtol=1e-3, atol=1e-4)
   np.testing.assert_allclose(image_quality.ssim(a, a), 1, rtol=1e-5)
-  with pytest.raises(ValueError, match="11 x 11 or more"):
+  with pytest.raises(ValueError, match="at least 11 x 11"):
     image_quality.ssim(a[:, :10], b[:, :10])
 
 

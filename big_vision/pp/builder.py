@@ -1,8 +1,8 @@
-"""Makes a function of a preprocessing string.
+"""Turns a preprocessing string into a function.
 
 "decode|inception_crop(224)|flip_lr|value_range(-1, 1)|keep('image', 'labels')"
-applies these ops, one after the other. See `op_string` for what can be
-written, `registry` for what an op is.
+applies these ops one after the other. `op_string` describes the syntax and
+`registry` how ops are defined.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,38 +16,40 @@ from big_vision import modules as modules_lib
 from big_vision import op_string
 from big_vision.pp import registry
 
-# The modules under big_vision/pp whose ops every string can use.
+# Modules of big_vision/pp whose ops every string can use.
 DEFAULT_MODULES = (
-    "ops_general", "ops_decode", "ops_resize", "ops_crop", "ops_color",
-    "randaug")
+    "ops_values", "ops_labels", "ops_entries", "ops_decode", "ops_resize",
+    "ops_crop", "ops_color", "randaug")
 
 
 def make_preprocess(
     pp: str, modules: Sequence[str] = ()) -> Callable[[dict], dict]:
-  """The function that a preprocessing string describes.
+  """Makes the function that a preprocessing string describes.
 
-  All randomness comes from the example's entry `_seed`, int32[2]: each random
-  op gets it folded with the op's place in the string. Hence the same example
-  with the same seed always gives the same result, whatever else ran before,
-  and two ops, be they of the same name, draw independently.
+  All randomness comes from the example's entry `_seed`, int32[2], which is
+  folded with the position of each random op in the string. Hence an example
+  with the same seed always gives the same result, whatever ran before, and two
+  ops draw independently even if they have the same name.
 
   Args:
-    pp: ops joined by `|`; "" does nothing.
+    pp: Ops joined by `|`; "" does nothing.
     modules: Names of more modules of ops, which are imported in addition to
       DEFAULT_MODULES; see `modules.find`.
 
   Returns:
-    fn(data) -> data on dicts of tensors (arrays are converted), eager or in a
-    `tf.data` graph. The dict given stays as it is. The result has no `_seed`.
-    fn raises a ValueError that names the op if the example does not suit it,
-    for instance has no `_seed` where a random op needs one.
+    A function (data) -> data of dicts of tensors, eager or in a `tf.data`
+    graph. Arrays are converted to tensors, the dict it is given stays as it is,
+    and its result has no `_seed`. It raises a ValueError that names the op if
+    the example does not suit an op, for instance if a random op finds no
+    `_seed`.
 
   Raises:
-    ConfigError: no such module or op, arguments that the op does not take.
+    ConfigError: a module or op does not exist, or an op does not accept its
+      arguments.
   """
   if not isinstance(pp, str):
     raise config_lib.ConfigError(
-        f"A preprocessing string is needed, {pp!r} is none.")
+        f"A preprocessing string is needed; it got {pp!r}.")
   for module in (*DEFAULT_MODULES, *modules):
     modules_lib.find("pp module", module)
   parsed = op_string.parse(pp)
@@ -57,7 +59,8 @@ def make_preprocess(
     fn, random = _make_op(op, where)
     ops.append((where, f"pp{place}_{op.name}", fn, random))
 
-  # AutoGraph has nothing to convert here, and would wrap our errors.
+  # AutoGraph would replace the types of our errors, and there is nothing for it
+  # to convert.
   @tf.autograph.experimental.do_not_convert
   def preprocess(data):
     data = _to_tensors(data)
@@ -75,7 +78,15 @@ def make_preprocess(
 
 
 def _make_op(op, where):
-  """(function, whether it is random) of a parsed op; checks its arguments."""
+  """Checks the arguments of a parsed op and makes its function.
+
+  Args:
+    op: Parsed op.
+    where: Description of the op and its place, for messages.
+
+  Returns:
+    The op's function, and whether it takes a seed.
+  """
   try:
     factory, random = registry.lookup(op.name)
   except config_lib.ConfigError as error:
@@ -87,13 +98,14 @@ def _make_op(op, where):
     for name in op.kwargs:
       if name not in signature.parameters:
         raise TypeError(
-            f"it has no argument {name!r}"
+            f"the op has no argument {name!r}"
             f"{config_lib.nearest(name, signature.parameters)}")
     signature.bind(*op.args, **op.kwargs)
   except TypeError as error:
     raise config_lib.ConfigError(
         f"In {where}: {error}. "
-        f"It is {op.name}{inspect.Signature(parameters)}.") from error
+        f"Its signature is {op.name}{inspect.Signature(parameters)}."
+    ) from error
   try:
     return factory(*op.args, **op.kwargs), random
   except (ValueError, TypeError, OSError) as error:
@@ -101,7 +113,7 @@ def _make_op(op, where):
 
 
 def _to_tensors(data: dict[str, Any]):
-  """A copy of `data`, nested dicts too, in which all leaves are tensors."""
+  """Copies `data` and its nested dicts; converts all leaves to tensors."""
   return {
       key: _to_tensors(value) if isinstance(value, dict)
       else value if tf.is_tensor(value) else tf.convert_to_tensor(value)
@@ -109,13 +121,13 @@ def _to_tensors(data: dict[str, Any]):
 
 
 def _fold(seed, place):
-  """The seed of the op at `place`."""
+  """Returns the seed of the op at position `place`, int32[2]."""
   if seed is None:
     raise ValueError(
-        "the op is random, and the example has no '_seed' (int32[2]): "
-        "evaluation gives none.")
+        "the op is random, and the example has no '_seed' (int32[2]). "
+        "Evaluation data has none, so it cannot use random ops.")
   if not seed.dtype.is_integer or not seed.shape.is_compatible_with([2]):
     raise ValueError(
-        f"'_seed' must be int32[2], it is {seed.dtype.name}{seed.shape}.")
+        f"'_seed' must be int32[2]; it is {seed.dtype.name}{seed.shape}.")
   seed = tf.ensure_shape(tf.cast(seed, tf.int32), [2])
   return tf.random.experimental.stateless_fold_in(seed, place)

@@ -1,10 +1,4 @@
-"""Ops that change the values of pixels, but not the size of an image.
-
-An image is [h, w, c]; c is 3 unless stated otherwise. Between `decode` and
-`value_range` it is uint8 in [0, 255]. Images may differ in size, and their
-sizes may be unknown in the graph, but rank and number of channels must be
-known. An image in a RaggedTensor raises a ValueError.
-"""
+"""Ops that change the values of pixels, but not the size of an image."""
 
 from collections.abc import Sequence
 import functools
@@ -22,13 +16,13 @@ LUMA = (0.299, 0.587, 0.114)
 def vgg_value_range(
     mean: Sequence[float] = (0.485 * 255, 0.456 * 255, 0.406 * 255),
     std: Sequence[float] = (0.229 * 255, 0.224 * 255, 0.225 * 255)):
-  """Subtracts the mean of ImageNet's colours, divides by their deviation.
+  """Standardizes with the mean and standard deviation of ImageNet's colours.
 
   uint8 or float [h, w, 3] in [0, 255] to float32[h, w, 3], about [-2.2, 2.7].
 
   Args:
     mean: Mean of red, green and blue, in [0, 255].
-    std: their standard deviations, in the same unit.
+    std: Standard deviations of red, green and blue, in the same unit.
   """
   return _make_standardize(mean, std)
 
@@ -36,7 +30,7 @@ def vgg_value_range(
 @registry.register("clip_value_range")
 @registry.in_key_out_key()
 def clip_value_range():
-  """Standardizes with the mean and deviation of the data of CLIP.
+  """Standardizes with the mean and standard deviation of CLIP's data.
 
   uint8 or float [h, w, 3] in [0, 255] to float32[h, w, 3], about [-1.8, 2.2].
 
@@ -58,17 +52,18 @@ def _make_standardize(mean, std):
 def color_jitter(
     brightness: float = 0, contrast: float = 0, saturation: float = 0,
     hue: float = 0):
-  """Changes the colours at random, in random order; as in torchvision.
+  """Changes brightness, contrast, saturation and hue, in random order.
 
-  uint8[h, w, 3] to uint8[h, w, 3], rounded once, at the end.
+  uint8[h, w, 3] to uint8[h, w, 3]; values are rounded once, at the end.
+  Behaves as the op of this name in torchvision.
 
   Args:
-    brightness: the image is blended with black; its part is uniform within
-      1 - brightness (at least 0) and 1 + brightness.
+    brightness: Strength of blending with black. The image's weight is uniform
+      between max(0, 1 - brightness) and 1 + brightness.
     contrast: Strength of blending with the mean luma, as for brightness.
     saturation: Strength of blending with the luma, as for brightness.
-    hue: the hue is shifted, uniformly within -hue and hue, of 1 for the whole
-      colour circle; at most 0.5.
+    hue: Largest shift of the hue, as a fraction of the colour circle, at most
+      0.5. Shifts are uniform in [-hue, hue].
   """
   if min(brightness, contrast, saturation) < 0 or not 0 <= hue <= 0.5:
     raise ValueError(
@@ -109,8 +104,8 @@ def check_uint8(image):
   """Raises a ValueError unless `image` is uint8[h, w, 3]."""
   if image.dtype != tf.uint8 or image.shape.rank != 3 or image.shape[-1] != 3:
     raise ValueError(
-        f"a uint8[h, w, 3] is needed, it got {image.dtype.name}{image.shape}; "
-        "value_range and the like come later.")
+        f"a uint8[h, w, 3] is needed; it got {image.dtype.name}{image.shape}. "
+        "Ops such as value_range belong after this one.")
 
 
 @registry.register("random_erasing", random=True)
@@ -119,21 +114,22 @@ def random_erasing(
     p: float = 0.25, area_min: float = 2, area_max: float = 40,
     ratio_min: float = 0.3, ratio_max: float = 1 / 0.3,
     fill: int | None = None):
-  """Overwrites a rectangle, with probability `p`.
+  """Overwrites a random rectangle with probability `p`.
 
-  uint8[h, w, 3] to uint8[h, w, 3]. If ten random rectangles do not fit into the
-  image, which happens in long ones, none is overwritten.
+  uint8[h, w, 3] to uint8[h, w, 3]. The image stays as it is if none of ten
+  random rectangles fits into it, which happens in elongated images.
 
   Args:
     p: Probability that a rectangle is overwritten.
-    area_min: area of the smallest rectangle, in percent of the image.
-    area_max: area of the largest rectangle, in percent.
-    ratio_min: height / width of the widest; its logarithm is uniform.
-    ratio_max: height / width of the narrowest.
-    fill: grey value in [0, 255]; None: each value is random.
+    area_min: Area of the smallest rectangle, in percent of the image.
+    area_max: Area of the largest rectangle, in percent of the image.
+    ratio_min: Height / width of the widest rectangle. The logarithm of the
+      ratio is uniform.
+    ratio_max: Height / width of the narrowest rectangle.
+    fill: Grey value in [0, 255]; None draws each value at random.
 
-  Source: arXiv:1708.04896; differs in the ratio, there uniform, which makes
-    high rectangles more frequent than wide ones.
+  Source: arXiv:1708.04896. There the ratio itself is uniform, which makes high
+    rectangles more frequent than wide ones.
   """
   if not 0 <= p <= 1 or not 0 < area_min <= area_max <= 100 or not (
       0 < ratio_min <= ratio_max):
@@ -160,7 +156,7 @@ def random_erasing(
     ratio = ratio_min * (ratio_max / ratio_min) ** u[1]
     sizes = tf.round(tf.sqrt([area * ratio, area / ratio]))
     fits = tf.reduce_all(sizes < sides[:, None], axis=0)
-    # argmax gives the first that fits; without any, the rectangle is empty.
+    # argmax finds the first that fits; if none does, the rectangle is empty.
     size = sizes[:, tf.argmax(fits)] * tf.cast(tf.reduce_any(fits), tf.float32)
     begin = tf.floor(
         tf.random.stateless_uniform([2], seed_place) * (sides - size + 1))

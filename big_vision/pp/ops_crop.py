@@ -1,12 +1,4 @@
-"""Ops that crop and mirror images.
-
-An image is [h, w, c]; c is 3 unless stated otherwise. Between `decode` and
-`value_range` it is uint8 in [0, 255]. Images may differ in size, and their
-sizes may be unknown in the graph, but rank and number of channels must be
-known. An image in a RaggedTensor raises a ValueError.
-
-Wherever an op takes a `size`, one number means a square, a pair means (h, w).
-"""
+"""Ops that crop and mirror images."""
 
 import tensorflow as tf
 
@@ -14,23 +6,24 @@ from big_vision.pp import ops_decode
 from big_vision.pp import ops_resize
 from big_vision.pp import registry
 
+
 @registry.register("decode_jpeg_and_inception_crop", random=True)
 @registry.in_key_out_key()
 def decode_jpeg_and_inception_crop(
     size: ops_resize.Size | None = None, area_min: float = 5,
     area_max: float = 100, ratio_min: float = 0.75, ratio_max: float = 1.33,
     method: str = "bilinear", antialias: bool = False, precise: bool = False):
-  """`decode|inception_crop(...)`, which decodes a JPEG only where it crops.
+  """Computes `decode|inception_crop(...)` but decodes only the crop of a JPEG.
 
   string[] to uint8[size, 3] in [0, 255]. Other formats are decoded in full.
-  Errors as for `decode`.
+  Raises the same errors as `decode`.
 
   Args:
     size: Height and width of the result; None keeps the size of the crop.
     area_min: Area of the smallest crop, in percent of the image.
     area_max: Area of the largest crop, in percent of the image.
-    ratio_min: width / height of the narrowest crop.
-    ratio_max: width / height of the widest crop.
+    ratio_min: Width / height of the narrowest crop.
+    ratio_max: Width / height of the widest crop.
     method: see `resize`.
     antialias: see `resize`.
     precise: see `decode`.
@@ -61,10 +54,11 @@ def decode_jpeg_and_inception_crop(
 
 
 def _decode_window(contents, image_width, window, dct_method):
-  """The part of a JPEG within int32[4] y, x, height, width.
+  """Decodes the part of a JPEG inside a window, int32[4] y, x, height, width.
 
-  The outermost columns of what the JPEG library cuts out have other colours
-  than in the image, so it gets to cut one more on either side.
+  The JPEG library computes the outermost columns of a cut-out from fewer
+  neighbours than in the whole image, so one more column is decoded on either
+  side and dropped.
   """
   y, x, height, width = tf.unstack(window)
   begin = tf.maximum(x - 1, 0)
@@ -80,15 +74,15 @@ def _decode_window(contents, image_width, window, dct_method):
 def inception_crop(
     size: ops_resize.Size | None = None, area_min: float = 5,
     area_max: float = 100, method: str = "bilinear", antialias: bool = False):
-  """Crops a random part of random size and shape, and resizes it.
+  """Crops a window of random place, size and shape, and resizes it.
 
-  Any dtype [h, w, c] to the same dtype and range [size, c]. The part's width /
-  height is within .75 to 1.33.
+  Any dtype [h, w, c] to the same dtype and range [size, c]. The window's width
+  / height lies between 0.75 and 1.33.
 
   Args:
     size: Height and width of the result; None keeps the size of the crop.
-    area_min: area of the smallest part, in percent of the image.
-    area_max: area of the largest part, in percent.
+    area_min: Area of the smallest crop, in percent of the image.
+    area_max: Area of the largest crop, in percent of the image.
     method: see `resize`.
     antialias: see `resize`.
 
@@ -105,7 +99,14 @@ def inception_crop(
 
 
 def _inception_window(shape, seed, area_min, area_max, ratio_min, ratio_max):
-  """int32[4] y, x, height, width of a random window into int32[3] `shape`."""
+  """Draws a window of an image, int32[4] y, x, height, width.
+
+  Args:
+    shape: int32[3], shape of the image.
+    seed: int32[2].
+    area_min, area_max, ratio_min, ratio_max: see
+      `decode_jpeg_and_inception_crop`.
+  """
   begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
       shape, tf.zeros([0, 0, 4]), seed, min_object_covered=0.0,
       aspect_ratio_range=(ratio_min, ratio_max),
@@ -115,7 +116,7 @@ def _inception_window(shape, seed, area_min, area_max, ratio_min, ratio_max):
 
 
 def _make_resize_crop(size, method, antialias):
-  """fn(image) -> image of the `size`; the identity if that is None."""
+  """Makes fn(image) -> image of size `size`; the identity if that is None."""
   ops_resize.check_method(method)
   size = None if size is None else ops_resize.size_pair(size)
 
@@ -129,10 +130,10 @@ def _make_resize_crop(size, method, antialias):
 @registry.register("random_crop", random=True)
 @registry.in_key_out_key()
 def random_crop(crop_size: ops_resize.Size):
-  """Crops a part at random, each place as likely as the others.
+  """Crops a window of fixed size; all places are equally likely.
 
-  Any dtype [h, w, c] to the same [crop_size, c]. A smaller image raises an
-  InvalidArgumentError.
+  Any dtype [h, w, c] to the same dtype [crop_size, c]. A smaller image raises
+  an InvalidArgumentError.
   """
   height, width = ops_resize.size_pair(crop_size)
 
@@ -148,13 +149,14 @@ def random_crop(crop_size: ops_resize.Size):
 @registry.register("central_crop")
 @registry.in_key_out_key()
 def central_crop(crop_size: ops_resize.Size | None = None):
-  """Crops the middle; where it cannot be halved, the rest stays at the end.
+  """Crops the centre; an odd margin is one pixel larger at the end.
 
-  Any dtype [h, w, c] to the same [crop_size, c]. A smaller image raises an
-  InvalidArgumentError.
+  Any dtype [h, w, c] to the same dtype [crop_size, c]. A smaller image raises
+  an InvalidArgumentError.
 
   Args:
-    crop_size: None: the largest square that fits.
+    crop_size: Height and width of the crop; None for the largest square that
+      fits.
   """
   size = None if crop_size is None else ops_resize.size_pair(crop_size)
 
@@ -176,7 +178,7 @@ def central_crop(crop_size: ops_resize.Size | None = None):
 
 
 def _check_not_smaller(image, height, width):
-  """Returns `image`, to be read only if it is at least that large."""
+  """Returns `image`; reading it fails if it is smaller than that."""
   shape = tf.shape(image)
   return registry.checked(
       image, (shape[0] >= height) & (shape[1] >= width),
@@ -186,7 +188,10 @@ def _check_not_smaller(image, height, width):
 @registry.register("flip_lr", random=True)
 @registry.in_key_out_key()
 def flip_lr():
-  """Mirrors every other image, at random: any dtype [h, w, c] to the same."""
+  """Mirrors the image left to right with probability 1/2.
+
+  Any dtype [h, w, c] to the same.
+  """
   def flip(image, seed):
     return tf.cond(
         tf.random.stateless_uniform([], seed) < 0.5,

@@ -1,10 +1,4 @@
-"""Decodes image files, and limits how large an image may be.
-
-An image is [h, w, c]; c is 3 unless stated otherwise. Between `decode` and
-`value_range` it is uint8 in [0, 255]. Images may differ in size, and their
-sizes may be unknown in the graph, but rank and number of channels must be
-known. An image in a RaggedTensor raises a ValueError.
-"""
+"""Decodes image files, and limits how large an image may be."""
 
 import tensorflow as tf
 
@@ -31,7 +25,7 @@ def decode(channels: int = 3, precise: bool = False):
       PyTorch do, instead of the faster one.
   """
   if channels not in (0, 1, 3, 4):
-    raise ValueError(f"channels={channels} is none of [0, 1, 3, 4].")
+    raise ValueError(f"channels={channels} must be one of [0, 1, 3, 4].")
 
   def exactly(contents):
     return tf.io.decode_jpeg(contents, channels, dct_method="INTEGER_ACCURATE")

@@ -1,15 +1,15 @@
-"""Names of preprocessing ops, and what all ops share.
+"""Registers preprocessing ops by name, and holds the pieces that they share.
 
 An op is registered as a factory. `resize(224)` in a preprocessing string calls
-`factory(224)`, which checks its arguments and returns the function that works
-on examples, which are dicts of tensors:
+`factory(224)`, which checks its arguments and returns a function of an example,
+a dict of tensors:
 
   deterministic: fn(data) -> data
-  random:        fn(data, seed) -> data, with `seed` int32[2] for the
-                 `tf.random.stateless_*` functions and nothing else.
+  random:        fn(data, seed) -> data, where `seed`, int32[2], is used for
+                 `tf.random.stateless_*` functions only.
 
-Functions run inside `tf.data` graphs, so they are written with TensorFlow
-functions, and they do not change the dict they are given.
+These functions run inside `tf.data` graphs, so they use TensorFlow functions.
+They must not change the dict they are given.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,12 @@ from big_vision import config as config_lib
 
 
 class Op(NamedTuple):
-  """What is registered under a name."""
+  """A registered op.
+
+  Attributes:
+    factory: Function of the op's arguments that returns the op's function.
+    random: Whether the op's function takes a seed.
+  """
   factory: Callable[..., Callable]
   random: bool
 
@@ -32,14 +37,14 @@ _OPS: dict[str, Op] = {}
 
 
 def register(name: str, random: bool = False) -> Callable:
-  """Decorates an op's factory: registers it as `name`.
+  """Returns a decorator that registers an op's factory as `name`.
 
   Args:
     name: Name of the op in preprocessing strings; an identifier.
-    random: whether the op's function takes a seed.
+    random: Whether the op's function takes a seed.
 
   Raises:
-    ValueError: the name is taken, or could not be written in a string.
+    ValueError: The decorator finds that the name is taken or not an identifier.
   """
   def decorator(factory):
     if not name.isidentifier():
@@ -55,21 +60,25 @@ def register(name: str, random: bool = False) -> Callable:
 
 
 def lookup(name: str) -> Op:
-  """The op registered as `name`; ConfigError with the nearest name if none."""
+  """Returns the op registered as `name`.
+
+  Raises:
+    ConfigError: no such op exists; names the nearest one.
+  """
   if name not in _OPS:
     raise config_lib.ConfigError(
-        f"There is no op {name!r}{config_lib.nearest(name, _OPS)}. "
+        f"Unknown op {name!r}{config_lib.nearest(name, _OPS)}. "
         f"There are {names()}.")
   return _OPS[name]
 
 
 def names() -> list[str]:
-  """All registered names, sorted."""
+  """Returns all registered names, sorted."""
   return sorted(_OPS)
 
 
 def value_of(data: Mapping[str, Any], key: str):
-  """`data[key]`, or a ValueError that says which keys there are."""
+  """Returns `data[key]`, or raises a ValueError that lists the keys."""
   if key not in data:
     raise ValueError(
         f"The example has no {key!r}{config_lib.nearest(key, data)}. "
@@ -78,12 +87,15 @@ def value_of(data: Mapping[str, Any], key: str):
 
 
 def checked(value, condition, *message):
-  """`value`, but an InvalidArgumentError while running unless `condition`.
+  """Returns `value`; unless `condition`, reading it is an error.
+
+  The error is an InvalidArgumentError, raised when the graph runs. Everything
+  that is computed from the result waits for the check.
 
   Args:
-    value: a tensor. What is computed from it waits for the check.
+    value: Tensor to return.
     condition: bool[].
-    *message: strings and tensors, which the error shows.
+    *message: Strings and tensors that the error shows.
   """
   check = tf.debugging.Assert(condition, message)
   with tf.control_dependencies([] if check is None else [check]):
@@ -93,17 +105,19 @@ def checked(value, condition, *message):
 def in_key_out_key(
     indefault: str | None = "image", outdefault: str | None = "image",
     ragged: bool = False) -> Callable:
-  """Decorates a factory whose function works on one value, not on the dict.
+  """Returns a decorator for factories of functions of a single entry.
 
-  The function becomes one of the dict: it reads one entry, writes one entry
-  and keeps the others. The factory gains the arguments `key` (reads and writes
-  it), `inkey` and `outkey` (read, write that one; they go before `key`).
+  The decorated factory makes a function of the whole example, which reads one
+  entry, writes one entry and keeps the others. It takes three more arguments:
+  `key`, the entry to read and write, and `inkey` and `outkey`, which name the
+  two separately and take precedence over `key`.
 
   Args:
-    indefault: the entry read where neither `inkey` nor `key` is given. None:
-      one of the two must be given.
-    outdefault: The entry written where neither `outkey` nor `key` is given.
-    ragged: whether the function takes a `tf.RaggedTensor`; if not, one is
+    indefault: Entry to read if neither `inkey` nor `key` is given; None if one
+      of them must be given.
+    outdefault: Entry to write if neither `outkey` nor `key` is given; None if
+      one of them must be given.
+    ragged: Whether the function takes a `tf.RaggedTensor`. If not, one is
       refused with a ValueError while tracing.
   """
   def decorator(factory):
@@ -124,7 +138,7 @@ def in_key_out_key(
         return {**data, target: fn(value, *seed)}
       return on_example
 
-    # So that whoever reports wrong arguments sees the new ones, too.
+    # Messages about wrong arguments show this signature.
     signature = inspect.signature(factory)
     with_keys.__signature__ = signature.replace(parameters=[
         *signature.parameters.values(),

@@ -1,28 +1,23 @@
-"""Tests of pp/builder.py and pp/registry.py, and of what all ops promise."""
+"""Tests of pp/builder.py and pp/registry.py, and properties of every op."""
 
 import ast
-import io
 import pathlib
 
 from big_vision import config as config_lib
 from big_vision.pp import builder
 from big_vision.pp import registry
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow as tf
 
-SEED = np.array([3, 4], np.int32)
-IMAGE = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+from tests import ops
+
+SEED = ops.SEED
+IMAGE = ops.noise(9, 12)
+PNG = ops.encode(IMAGE, "PNG")
 
 
-def _png(image):
-  buffer = io.BytesIO()
-  Image.fromarray(image).save(buffer, "PNG")
-  return buffer.getvalue()
-
-
-# One string for every op, and an example for it.
+# A string and an example for every op.
 CASES = {
     "central_crop": ("central_crop(5)", {"image": IMAGE}),
     "choice": (
@@ -30,9 +25,9 @@ CASES = {
     "clip_value_range": ("clip_value_range", {"image": IMAGE}),
     "color_jitter": ("color_jitter(.4, .4, .4, .1)", {"image": IMAGE}),
     "copy": ("copy('image', 'other')", {"image": IMAGE}),
-    "decode": ("decode", {"image": _png(IMAGE)}),
+    "decode": ("decode", {"image": PNG}),
     "decode_jpeg_and_inception_crop": (
-        "decode_jpeg_and_inception_crop(4)", {"image": _png(IMAGE)}),
+        "decode_jpeg_and_inception_crop(4)", {"image": PNG}),
     "drop": ("drop('x')", {"image": IMAGE, "x": np.arange(3)}),
     "flatten": ("flatten", {"a": {"b": np.arange(3)}}),
     "flip_lr": ("flip_lr", {"image": IMAGE}),
@@ -71,7 +66,7 @@ def _equal(a, b):
 
 
 def _map(fn, *examples):
-  """(results of fn in a tf.data graph, static shapes of the first)."""
+  """Returns fn's results in a tf.data graph, and the spec of the first one."""
   dataset = tf.data.Dataset.from_tensors(examples[0]).map(fn)
   for example in examples[1:]:
     dataset = dataset.concatenate(
@@ -85,14 +80,14 @@ def test_every_op_has_a_case_and_a_test_of_its_name():
     defined |= {
         node.name for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef)}
-  ops = _own_ops()
-  assert len(ops) == 25
-  assert set(CASES) == ops
-  assert {f"test_{op}" for op in ops} <= defined
+  own = _own_ops()
+  assert len(own) == 25
+  assert set(CASES) == own
+  assert {f"test_{op}" for op in own} <= defined
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_promises_of_every_op(name, tmp_path):
+def test_every_op_is_pure_and_agrees_with_its_graph(name, tmp_path):
   (tmp_path / "names.txt").write_text("first\nsecond\n")
   string, data = CASES[name]
   assert string.startswith(name)
@@ -101,13 +96,13 @@ def test_promises_of_every_op(name, tmp_path):
   data = {**data, "_seed": SEED}
   before = dict(data)
   eager = fn(data)
-  assert data.keys() == before.keys(), "the example given was changed"
+  assert data.keys() == before.keys(), "the op changed its input"
   assert all(data[key] is before[key] for key in data)
   assert "_seed" not in eager
   eager = tf.nest.map_structure(lambda x: x.numpy(), eager)
   other = {**data, "_seed": SEED + 1}
   (graph, repeated, different), spec = _map(fn, data, data, other)
-  if name == "color_jitter":  # Compiled differently, hence one grey level.
+  if name == "color_jitter":  # Graph and eager mode round differently.
     np.testing.assert_allclose(
         eager["image"].astype(int), graph["image"].astype(int), atol=1)
   else:
@@ -117,7 +112,7 @@ def test_promises_of_every_op(name, tmp_path):
     assert not _equal(graph, different)
   else:
     assert _equal(graph, different)
-  # Where a size can be known without reading data, it is.
+  # Static shapes are known wherever they do not depend on the data.
   sizes_of_file = name == "decode"
   for value, known in zip(tf.nest.flatten(eager), tf.nest.flatten(spec)):
     assert value.shape[-1:] == tuple(known.shape[-1:])
@@ -133,7 +128,7 @@ def test_ops_apply_in_order_and_empty_pieces_do_nothing():
   assert builder.make_preprocess("")({"x": [1]})["x"].numpy().tolist() == [1]
 
 
-def test_bar_comma_and_bracket_in_quotes_are_data():
+def test_bars_commas_and_brackets_in_quotes_are_data():
   fn = builder.make_preprocess("setdefault('a|b', 'x|y(,\\'')|keep('a|b')")
   assert fn({})["a|b"].numpy() == b"x|y(,'"
 
@@ -175,21 +170,21 @@ def test_key_arguments():
     ("choice('doubel', key='x')", ["doubel", "'single'"]),
     ("decode(2)", ["channels=2", "[0, 1, 3, 4]"]),
 ])
-def test_build_errors_name_string_op_and_alternatives(string, wanted):
+def test_build_errors_name_the_string_the_op_and_alternatives(string, wanted):
   with pytest.raises(config_lib.ConfigError) as error:
     builder.make_preprocess(string)
   for text in [*wanted, repr(string)]:
     assert text in str(error.value)
 
 
-def test_build_needs_a_string_and_modules_that_exist(monkeypatch, tmp_path):
-  with pytest.raises(config_lib.ConfigError, match="None is none"):
+def test_building_needs_a_string_and_existing_modules(monkeypatch, tmp_path):
+  with pytest.raises(config_lib.ConfigError, match="it got None"):
     builder.make_preprocess(None)
   with pytest.raises(config_lib.ConfigError) as error:
     builder.make_preprocess("", modules=["ops_crp"])
   assert "'ops_crp' (did you mean 'ops_crop'?)" in str(error.value)
   assert "'builder'" not in str(error.value)
-  # A module that exists, but imports one that does not.
+  # The module exists but imports one that does not.
   (tmp_path / "my_lab").mkdir()
   (tmp_path / "my_lab" / "broken.py").write_text("import no_such_package")
   monkeypatch.syspath_prepend(str(tmp_path))
@@ -213,7 +208,7 @@ def test_modules_add_their_ops_to_the_default_ones(monkeypatch, tmp_path):
   np.testing.assert_array_equal(out["old"], [0, 1, 2])
 
 
-def test_random_op_needs_a_seed_and_a_good_one():
+def test_a_random_op_needs_a_valid_seed():
   fn = builder.make_preprocess("value_range|flip_lr")
   for run in (fn, lambda data: _map(fn, data),
               lambda data: _map(lambda d: fn(d), data)):
@@ -239,26 +234,26 @@ def test_missing_key_and_ragged_value_are_named():
 def test_errors_of_running_graphs_name_the_op():
   fn = builder.make_preprocess("decode|central_crop(100)")
   with pytest.raises(tf.errors.InvalidArgumentError) as error:
-    _map(fn, {"image": _png(IMAGE)})
+    _map(fn, {"image": PNG})
   assert "pp1_central_crop" in str(error.value)
   assert "[9 12 3]" in str(error.value)
 
 
-def test_same_op_at_another_place_draws_differently():
+def test_an_op_at_another_position_draws_differently():
   def places(string):
     fn = builder.make_preprocess(string)
     return [fn({"x": np.arange(1000), "_seed": SEED})["x"].numpy().tolist()]
   first = places("choice('single', key='x')")
   assert first == places("choice('single', key='x')|reshape([], key='x')")
   assert first != places("reshape([-1], key='x')|choice('single', key='x')")
-  # Neither do two draws of one example coincide.
+  # Two ops of the same name draw differently for one example.
   fn = builder.make_preprocess(
       "copy('x', 'y')|choice(key='x')|choice(key='y')")
   out = fn({"x": np.arange(1000), "_seed": SEED})
   assert out["x"].numpy() != out["y"].numpy()
 
 
-def test_global_random_state_plays_no_role():
+def test_the_global_random_state_does_not_matter():
   fn = builder.make_preprocess("random_crop(3)|flip_lr|randaug(2, 9)")
   results = []
   for state in (1, 2):

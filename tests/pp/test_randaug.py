@@ -1,6 +1,4 @@
-"""Tests of pp/randaug.py against PIL, SciPy and NumPy."""
-
-import math
+"""Tests of pp/randaug.py: the distortions, their strengths and the draws."""
 
 import numpy as np
 from PIL import Image
@@ -12,154 +10,25 @@ import tensorflow as tf
 
 from big_vision import config as config_lib
 from big_vision.pp import builder
+from big_vision.pp import distortions
 from big_vision.pp import randaug
-
-SEED = np.array([3, 4], np.int32)
-FACTORS = [0.0, 0.1, 0.5, 1.0, 1.45, 1.9, 3.0]
-
-
-def _images():
-  """Noise; dark, of few colours; one grey; one value but for one pixel."""
-  rng = np.random.default_rng(0)
-  dark = rng.integers(30, 90, (15, 17, 3)) // 7 * 7
-  almost = np.full((15, 17, 3), 50)
-  almost[3, 4] = 200, 50, 10
-  return [
-      rng.integers(0, 256, (24, 21, 3)).astype(np.uint8),
-      dark.astype(np.uint8), np.full((15, 17, 3), 77, np.uint8),
-      almost.astype(np.uint8)]
-
-
-def _assert_equals_pil(fn, pil_fn, atol=0):
-  for image in _images():
-    got = fn(tf.constant(image)).numpy()
-    expected = np.asarray(pil_fn(Image.fromarray(image)))
-    assert got.dtype == np.uint8
-    np.testing.assert_allclose(got.astype(int), expected.astype(int), atol=atol)
-
-
-def test_autocontrast():
-  # PIL truncates what it computed in float64.
-  _assert_equals_pil(randaug.autocontrast, ImageOps.autocontrast, atol=1)
-
-
-def test_equalize():
-  _assert_equals_pil(randaug.equalize, ImageOps.equalize)
-  # 766 pixels below the highest value: 3 to a level, barely.
-  image = np.random.default_rng(0).integers(0, 255, (780, 3), np.uint8)
-  image[:14] = 255
-  image = image.reshape(26, 30, 3)
-  expected = ImageOps.equalize(Image.fromarray(image))
-  assert np.array_equal(randaug.equalize(tf.constant(image)), expected)
-
-
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_posterize(bits):
-  _assert_equals_pil(
-      lambda image: randaug.posterize(image, bits),
-      lambda image: ImageOps.posterize(image, bits))
-
-
-@pytest.mark.parametrize("threshold", [0, 1, 128, 255, 256])
-def test_solarize(threshold):
-  _assert_equals_pil(
-      lambda image: randaug.solarize(image, threshold),
-      lambda image: ImageOps.solarize(image, threshold))
-
-
-@pytest.mark.parametrize("factor", FACTORS)
-@pytest.mark.parametrize("name, enhancer", [
-    ("color", ImageEnhance.Color), ("contrast", ImageEnhance.Contrast),
-    ("brightness", ImageEnhance.Brightness),
-    ("sharpness", ImageEnhance.Sharpness)])
-def test_enhancements(name, enhancer, factor):
-  _assert_equals_pil(
-      lambda image: getattr(randaug, name)(image, factor),
-      lambda image: enhancer(image).enhance(factor), atol=1)
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 5, 3), (5, 1, 3)])
-def test_tiny_images(shape, legacy):
-  image = tf.constant(_images()[0][:shape[0], :shape[1]])
-  for name, fn in _changes(7, legacy=legacy).items():
-    assert fn(image).shape == shape, name
-  assert np.array_equal(randaug.sharpness(image, 1.9), image), "all border"
-
-
-def test_contrast_is_about_the_mean():
-  image = np.full((4, 4, 3), 100, np.uint8)
-  image[2:] = 200
-  assert (randaug.contrast(image, 0.0).numpy() == 150).all()
-
-
-def _gather(image, coefficients):
-  """The nearest pixel that each place comes from, by definition."""
-  a, b, c, d, e, f = coefficients
-  out = np.full_like(image, 128)
-  height, width, _ = image.shape
-  for y in range(height):
-    for x in range(width):
-      from_x = math.floor(a * (x + .5) + b * (y + .5) + c)
-      from_y = math.floor(d * (x + .5) + e * (y + .5) + f)
-      if 0 <= from_x < width and 0 <= from_y < height:
-        out[y, x] = image[from_y, from_x]
-  return out
-
-
-TRANSFORMS = {
-    "shear_x": (
-        lambda image: randaug.shear_x(image, .31), (1, .31, 0, 0, 1, 0)),
-    "shear_x_back": (
-        lambda image: randaug.shear_x(image, -.17), (1, -.17, 0, 0, 1, 0)),
-    "shear_y": (
-        lambda image: randaug.shear_y(image, .31), (1, 0, 0, .31, 1, 0)),
-    "translate_x": (
-        lambda image: randaug.translate(image, x=4.2), (1, 0, 4.2, 0, 1, 0)),
-    "translate_y": (
-        lambda image: randaug.translate(image, y=-3.8), (1, 0, 0, 0, 1, -3.8)),
-    "away": (
-        lambda image: randaug.translate(image, x=99), (1, 0, 99, 0, 1, 0)),
-}
-
-
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_transforms(name):
-  fn, coefficients = TRANSFORMS[name]
-  image = _images()[0]
-  got = fn(tf.constant(image)).numpy()
-  assert np.array_equal(got, _gather(image, coefficients))
-  pil = Image.fromarray(image).transform(
-      image.shape[1::-1], Image.Transform.AFFINE, coefficients,
-      Image.Resampling.NEAREST, fillcolor=(128, 128, 128))
-  assert np.array_equal(got, pil)
-
-
-@pytest.mark.parametrize("degrees", [-30, 0, 12.3, 90, 180])
-def test_rotate(degrees):
-  image = _images()[0][:21]  # Odd and square: no pixel is halfway.
-  got = randaug.rotate(tf.constant(image), math.radians(degrees)).numpy()
-  pil = np.asarray(Image.fromarray(image).rotate(
-      degrees, Image.Resampling.NEAREST, fillcolor=(128, 128, 128)))
-  # PIL computes in fixed point, so the nearest pixel may be the next one.
-  assert (got == pil).all(-1).mean() > .99
-  if degrees % 90 == 0:
-    assert np.array_equal(got, np.rot90(image, degrees // 90))
-
-
-def test_rotate_keeps_the_middle():
-  image = _images()[0]  # 24 x 21.
-  got = randaug.rotate(tf.constant(image), math.pi).numpy()
-  assert np.array_equal(got, image[::-1, ::-1])
-
-
-# Which changes there are, and how strong.
+from tests import distorted
+from tests import ops
 
 
 def _changes(magnitude, sign=1.0, legacy=False):
   make = randaug.legacy_changes if legacy else randaug.changes
   return make(
       magnitude, tf.constant(sign, tf.float32), tf.constant([5, 6]))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 5, 3), (5, 1, 3)])
+def test_tiny_images(shape, legacy):
+  image = tf.constant(distorted.images()[0][:shape[0], :shape[1]])
+  for name, fn in _changes(7, legacy=legacy).items():
+    assert fn(image).shape == shape, name
+  assert np.array_equal(distortions.sharpness(image, 1.9), image), "all border"
 
 
 def test_the_changes_are_those_of_the_paper():
@@ -170,18 +39,18 @@ def test_the_changes_are_those_of_the_paper():
 
 
 def test_magnitude_zero_changes_nothing():
-  image = _images()[0]
+  image = distorted.images()[0]
   for name, fn in _changes(0).items():
     if name not in ("autocontrast", "equalize"):
       assert np.array_equal(fn(tf.constant(image)), image), name
 
 
-def test_magnitude_ten_is_the_end_of_the_range():
-  image = _images()[0]
+def test_magnitude_ten_reaches_the_ends_of_the_ranges():
+  image = distorted.images()[0]
   pil = Image.fromarray(image)
   height, width, _ = image.shape
   def affine(*coefficients):
-    return _gather(image, coefficients)
+    return distorted.gather(image, coefficients)
   for sign in (-1, 1):
     factor = 1 + .9 * sign
     expected = {
@@ -210,7 +79,7 @@ def test_magnitude_ten_is_the_end_of_the_range():
 
 @pytest.mark.parametrize("magnitude", [15, 20, 30, 100])
 def test_magnitudes_above_ten_stay_defined(magnitude):
-  image = _images()[0]
+  image = distorted.images()[0]
   for sign in (-1, 1):
     changes = _changes(magnitude, sign)
     assert np.array_equal(changes["solarize"](tf.constant(image)), 255 - image)
@@ -222,11 +91,8 @@ def test_magnitudes_above_ten_stay_defined(magnitude):
   assert black.max() == 0
 
 
-# The quirks of the reference.
-
-
 def test_legacy_changes():
-  image = _images()[0]
+  image = distorted.images()[0]
   changes = _changes(10, legacy=True)
   assert sorted(changes) == [
       "autocontrast", "brightness", "color", "contrast", "cutout", "equalize",
@@ -235,7 +101,7 @@ def test_legacy_changes():
   got = {name: fn(tf.constant(image)).numpy() for name, fn in changes.items()}
   assert np.array_equal(got["invert"], 255 - image)
   assert np.array_equal(got["posterize"], image & 0xf0)
-  assert np.array_equal(got["solarize"], 255 - image), "threshold 256 wraps"
+  assert np.array_equal(got["solarize"], 255 - image), "256 wraps to 0"
   assert np.array_equal(got["solarize_add"], np.where(
       image < 128, np.minimum(image.astype(int) + 110, 255), image))
   assert np.array_equal(
@@ -244,7 +110,7 @@ def test_legacy_changes():
   expected = luma[..., None] + 1.9 * (image - luma[..., None])
   np.testing.assert_allclose(
       got["color"], np.clip(expected, 0, 255), atol=1.5)
-  # 100 pixels: an image of this size is gone.
+  # 100 pixels move an image of this size out of sight.
   assert (got["translate_x"] == 128).all() and (got["translate_y"] == 128).all()
   assert np.array_equal(got["equalize"], ImageOps.equalize(
       Image.fromarray(image)))
@@ -277,7 +143,7 @@ def test_legacy_thresholds_and_bits(magnitude, threshold, bits):
 
 
 def test_legacy_sharpness_truncates():
-  image = _images()[0]
+  image = distorted.images()[0]
   kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
   blurred = np.stack([
       scipy.ndimage.convolve(image[..., c].astype(float), kernel)
@@ -292,7 +158,7 @@ def test_legacy_sharpness_truncates():
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_legacy_shear_starts_in_the_first_pixel(sign):
-  image = _images()[0]
+  image = distorted.images()[0]
   out = _changes(7, sign, legacy=True)["shear_x"](tf.constant(image)).numpy()
   assert np.array_equal(out[0], image[0])
   y, x = np.mgrid[:24, :21]
@@ -322,60 +188,50 @@ def test_legacy_cutout():
   assert 10 <= min(heights) < 20
 
 
-# The op.
-
-
-def _run_all(string, image, num):
-  fn = builder.make_preprocess(string)
-  seeds = np.stack([np.arange(num), np.arange(num) ** 2], 1).astype(np.int32)
-  dataset = tf.data.Dataset.from_tensor_slices(seeds)
-  return list(dataset.map(lambda seed: fn(
-      {"image": image, "_seed": seed})["image"]).as_numpy_iterator())
-
-
 def test_randaug():
-  """Every change, in both directions, about equally often."""
-  image = _images()[0]
+  """Every distortion is drawn in both directions, about equally often."""
+  image = distorted.images()[0]
   candidates = {
       (name, sign): fn(tf.constant(image)).numpy()
       for sign in (-1, 1) for name, fn in _changes(6, sign).items()}
   counts = dict.fromkeys(candidates, 0)
-  for out in _run_all("randaug(1, 6)", image, 700):
+  for out in ops.run_image("randaug(1, 6)", image, 700):
     found = [
         key for key, candidate in candidates.items()
         if abs(out.astype(int) - candidate).max() <= 1]
     assert found
     for key in found:
       counts[key] += 1 / len(found)
-  # 25 expected of each, or 50 halves; 5 standard deviations.
+  # 25 draws of each are expected, or 50 of those without a direction, which
+  # count half for either sign; the bounds are 5 standard deviations away.
   assert 2 < min(counts.values()) and max(counts.values()) < 52
 
 
 def test_randaug_layers():
-  image = _images()[0]
-  for out in _run_all("randaug(0)", image, 3):
+  image = distorted.images()[0]
+  for out in ops.run_image("randaug(0)", image, 3):
     assert np.array_equal(out, image)
-  # That five layers are all the identity happens once in 500,000.
-  assert all((out != image).any() for out in _run_all(
+  # Five layers are all the identity once in 500,000 draws.
+  assert all((out != image).any() for out in ops.run_image(
       "randaug(5, 9)", image, 20))
-  assert len({out.tobytes() for out in _run_all(
+  assert len({out.tobytes() for out in ops.run_image(
       "randaug(2, 9)", image, 50)}) > 30
 
 
 def test_randaug_legacy():
-  image = _images()[0]
+  image = distorted.images()[0]
   fixed = {
       name: fn(tf.constant(image)).numpy()
       for name, fn in _changes(8, legacy=True).items()
       if name in ("invert", "contrast", "solarize_add", "posterize")}
-  outs = _run_all("randaug(1, 8, legacy=True)", image, 150)
+  outs = ops.run_image("randaug(1, 8, legacy=True)", image, 150)
   for name, wanted in fixed.items():
     assert any(np.array_equal(out, wanted) for out in outs), name
 
 
-def test_randaug_refuses_what_it_cannot_do():
+def test_randaug_refuses_bad_magnitudes_and_dtypes():
   with pytest.raises(config_lib.ConfigError, match="magnitude=-1"):
     builder.make_preprocess("randaug(2, -1)")
   fn = builder.make_preprocess("value_range|randaug")
   with pytest.raises(ValueError, match=r"uint8\[h, w, 3\].*float32"):
-    fn({"image": _images()[0], "_seed": SEED})
+    fn({"image": distorted.images()[0], "_seed": ops.SEED})
