@@ -96,17 +96,19 @@ class Chrono:
       self._timings[name] = self._time() - start
       self._paused += self._timings[name]
 
-  def tick(self, step: int, flops: float = 0.0):
+  def tick(self, step: int, flops: float = 0.0, waited: float = 0.0):
     """Notes the end of a step; call it after each one.
 
     Args:
       step: Step that ended.
       flops: Floating-point operations of the step, over all devices.
+      waited: Seconds that the loop has waited for data since the session
+        started.
     """
     if self._mark is None:  # This step has compiled.
       self._timings["first_step"] = self._time() - self._start - self._paused
       self._mark = _Mark(
-          step=step, time=self._time(), paused=self._paused, waited=0.0)
+          step=step, time=self._time(), paused=self._paused, waited=waited)
     else:
       self._flops += flops
 
@@ -115,7 +117,8 @@ class Chrono:
 
     Args:
       step: Step that just ended; its result has arrived.
-      waited: Seconds that the loop has waited for data since the run started.
+      waited: Seconds that the loop has waited for data since the session
+        started.
 
     Returns:
       "uptime" (seconds, over all sessions), "examples_seen", "epoch",

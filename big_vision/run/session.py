@@ -163,7 +163,7 @@ class Session:
     # waits. This step is checked before anything is done with its state.
     self._check_finite()
     self._unchecked = step, measurements, ok
-    self._chrono.tick(step, flops)
+    self._chrono.tick(step, flops, self.batches.wait_s)
     row = {}
     if (step % self._options.log_every == 0
         or step in (1, self._info.total_steps)):

@@ -37,6 +37,22 @@ def test_chrono_in_closed_form():
   assert chrono.state() == {"uptime": 94.}
 
 
+def test_data_stall_is_the_share_of_each_interval():
+  """Waiting for the first batch, however long, is not part of any interval."""
+  now = [0.]
+  chrono = progress.Chrono(
+      first_step=10, total_steps=20, batch_size=8, num_devices=4,
+      device_kind="cpu", data_size=40, time_fn=lambda: now[0])
+  now[0] += 9
+  chrono.tick(11, waited=6.)
+  stalls = []
+  for step, waited in ((12, 6.5), (13, 6.5), (14, 8.)):
+    now[0] += 2
+    chrono.tick(step, waited=waited)
+    stalls.append(chrono.measure(step, waited)["data_stall"])
+  assert stalls == [.25, 0, .75]
+
+
 def test_mfu_is_the_fraction_of_what_the_chips_could_do():
   now = [0.]
   chrono = progress.Chrono(
