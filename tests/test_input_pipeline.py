@@ -206,7 +206,7 @@ def test_a_mixture_reaches_every_example_of_a_source_larger_than_a_block(
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_random_ops_draw_anew_in_each_epoch(tmp_path, mixed):
-  """Seeds that repeat with the epoch would show each example in one form."""
+  """Neither an example nor a place in the epoch has always the same seed."""
   fname = tmp_path / "flips.npz"
   np.savez(fname, x=np.asarray([[[[0], [1]]]] * 8, np.uint8),
            id=np.arange(8, dtype=np.int32))
@@ -216,13 +216,16 @@ def test_random_ops_draw_anew_in_each_epoch(tmp_path, mixed):
     pipeline = _training({"a": 1}, a=dict(data=data, pp=pp))
   else:
     pipeline = _training(data, pp=pp)
-  flips = {i: set() for i in range(8)}
+  of_examples, of_places = ({i: set() for i in range(8)} for _ in range(2))
   with pipeline.start(0, _sharding()) as batches:
     for batch in itertools.islice(batches, 16):
-      for i, x in zip(np.asarray(batch["id"]), np.asarray(batch["x"])):
-        flips[int(i)].add(int(x[0, 0, 0]))
+      for place, (i, x) in enumerate(zip(
+          np.asarray(batch["id"]), np.asarray(batch["x"]))):
+        of_examples[int(i)].add(int(x[0, 0, 0]))
+        of_places[place].add(int(x[0, 0, 0]))
   # All of 16 fair coins are alike with probability 2**-15.
-  assert all(found == {0, 1} for found in flips.values()), flips
+  for flips in (of_examples, of_places):
+    assert all(found == {0, 1} for found in flips.values()), flips
 
 
 @pytest.mark.parametrize("changes, message", [
