@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs a module on a Cloud TPU VM; on every worker of a slice, run it with
+# Runs a module on a Cloud TPU VM. To run it on every worker of a slice:
 #
 #   gcloud compute tpus tpu-vm ssh $NAME --zone=$ZONE --worker=all \
 #     --command "bash big_vision/run_tpu.sh big_vision.train --config ..."
 #
-# Without arguments it only installs. Only this package's folder is needed.
+# The first run makes a virtual environment; without arguments, nothing else
+# happens. Only the folder that holds this file is needed.
 set -euo pipefail
 package="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 cd "$package/.."

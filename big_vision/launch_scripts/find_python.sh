@@ -1,5 +1,5 @@
-# Sourced by run.sh and run_tpu.sh: `find_python` prints the first Python that
-# suits, or says what is needed.
+# run.sh and run_tpu.sh source this file. `find_python` prints the name of the
+# first suitable Python, or an error that says what is needed.
 find_python() {
   local candidate
   for candidate in python3 python3.13 python3.12 python3.11; do
