@@ -16,6 +16,7 @@ from big_vision.run import checkpoints
 from big_vision.run import console
 from big_vision.run import exit_codes
 from big_vision.run import interrupts
+from big_vision.run import peers
 from big_vision.run import watchdog
 
 _EXIT_CODES = {
@@ -89,6 +90,6 @@ def exit_with_code(
     else:
       traceback.print_exc()
       code = exit_codes.ERROR
-    if watchdog.this_process()[1] > 1:
+    if peers.this_process()[1] > 1:
       watchdog.fail_together(code, message, is_expected)
     sys.exit(code)

@@ -1,7 +1,5 @@
 """Exit codes: what the shell, SLURM or Kubernetes sees when a run ends."""
 
-from big_vision.run import watchdog
-
 DONE = 0
 # An error that nobody expected; it is printed with its traceback.
 ERROR = 1
@@ -10,7 +8,7 @@ CONFIG = 2
 # The loss or a norm is NaN or infinite.
 NON_FINITE = 3
 # The run hangs, or one of its processes is lost.
-HUNG = watchdog.EXIT_HUNG
+HUNG = 4
 # A checkpoint cannot be written or read.
 STORAGE = 5
 # A record cannot be read or decoded.

@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from big_vision.run import exit_codes
-from big_vision.run import watchdog
+from big_vision.run import peers
 
 
 class Interrupted(Exception):
@@ -99,7 +99,7 @@ class Interrupts:
     the devices have to do: do not call this for every step or batch.
     """
     if self._several and multihost_utils.broadcast_one_to_all(
-        np.asarray(watchdog.is_preempted())):
+        np.asarray(peers.is_preempted())):
       self._exit_code = exit_codes.PREEMPTED
     if self.exit_code(step):
       raise _Abandoned

@@ -10,7 +10,7 @@ import tempfile
 import time
 
 from big_vision import config as config_lib
-from big_vision.run import watchdog
+from big_vision.run import peers
 
 
 def make(workdir: str):
@@ -38,7 +38,7 @@ def lock(workdir: str) -> Iterator[None]:
     ConfigError: another run holds the lock; says which.
   """
   # Not `jax.process_index()`, which starts the devices.
-  index, _ = watchdog.this_process()
+  index, _ = peers.this_process()
   if index > 0 or "://" in workdir:
     yield
     return

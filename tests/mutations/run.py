@@ -1,0 +1,78 @@
+"""Mistakes in what watches, stops and ends a run."""
+
+from mutations.mutation import Mutation
+
+MUTATIONS = [
+    # The watchdog.
+    Mutation(
+        file="big_vision/run/watchdog.py",
+        old="step_s: float | None = 1800,",
+        new="step_s: float | None = 180000,",
+        test="tests/run/test_watchdog.py::test_the_documented_defaults"),
+    Mutation(
+        file="big_vision/run/watchdog.py",
+        old="peer_s: float | None = 120,",
+        new="peer_s: float | None = 12000,",
+        test="tests/run/test_watchdog.py::test_the_documented_defaults"),
+    Mutation(
+        file="big_vision/run/watchdog.py",
+        old="step=step_s,",
+        new="step=100 * step_s,",
+        test="tests/run/test_watchdog.py::"
+             "test_the_limits_given_are_the_limits_that_count"),
+    Mutation(
+        file="big_vision/run/watchdog.py",
+        old="if position is before else 0.0",
+        new="if position == before else 0.0",
+        test="tests/run/test_watchdog.py::"
+             "test_progress_is_what_counts_and_other_limits_do_not"),
+    Mutation(
+        file="big_vision/run/watchdog.py",
+        old="min(now - last, 3 * self._poll_s)",
+        new="now - last",
+        test="tests/run/test_watchdog.py::test_a_stopped_process_may_go_on"),
+    Mutation(
+        file="big_vision/run/watchdog.py",
+        old='if self._is_asked_to_stop and phase != "checkpoint":',
+        new="if self._is_asked_to_stop:",
+        test="tests/run/test_watchdog.py::"
+             "test_saving_after_a_signal_is_not_cut_short"),
+    Mutation(
+        file="big_vision/run/watchdog.py",
+        old="  _compiled.add(kind)\n",
+        new="",
+        test="tests/run/test_watchdog.py::"
+             "test_the_first_step_of_a_kind_compiles"),
+    # What processes know of each other.
+    Mutation(
+        file="big_vision/run/peers.py",
+        old="return step, PHASES.index(phase.split(\"/\")[0])",
+        new="return PHASES.index(phase.split(\"/\")[0]), step",
+        test="tests/run/test_peers.py::"
+             "test_places_are_ordered_by_how_much_is_done"),
+    Mutation(
+        file="big_vision/run/peers.py",
+        old="process != self.index and process not in silent)",
+        new="process != self.index)",
+        test="tests/run/test_peers.py::"
+             "test_only_a_living_process_that_is_behind_is_waited_for"),
+    Mutation(
+        file="big_vision/run/peers.py",
+        old="if seconds > limit and not self._has_ended(process)}",
+        new="if seconds > limit}",
+        test="tests/run/test_peers.py::"
+             "test_a_silent_process_is_lost_and_one_that_ended_is_not"),
+    Mutation(
+        file="big_vision/run/peers.py",
+        old="is_news = word != self._seen.get(process)",
+        new="is_news = word is not self._seen.get(process)",
+        test="tests/run/test_peers.py::"
+             "test_a_silent_process_is_lost_and_one_that_ended_is_not"),
+    # The end of a process.
+    Mutation(
+        file="big_vision/run/ending.py",
+        old='_try(lambda: _print("\\n".join(filter(None, lines))), _PRINT_S)',
+        new='_print("\\n".join(filter(None, lines)))',
+        test="tests/run/test_ending.py::"
+             "test_a_pipe_that_nobody_reads_does_not_keep_a_process"),
+]
