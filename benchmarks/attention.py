@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from benchmarks import growth
 from big_vision.layers import attention
-from big_vision.layers.attention import favor
+from big_vision.layers.attention import features
 
 
 def main():
@@ -26,8 +26,10 @@ def main():
   def make(impl, length):
     """Returns value and gradient of attention, and a maker of its inputs."""
     rngs = jax.random.split(jax.random.key(0), 5)
-    options = {} if impl != "favor" else {"projection": favor.draw_projection(
-        rngs[4], (args.num_features, args.head_dim))}
+    options = {}
+    if impl == "favor":
+      options["projection"] = features.draw_projection(
+          rngs[4], (args.num_features, args.head_dim))
 
     def loss(q, k, v, target):
       out = attention.attend(

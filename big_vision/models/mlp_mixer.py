@@ -1,7 +1,7 @@
-"""MLP-Mixer: MLPs that mix tokens take turns with MLPs that mix channels.
+"""MLP-Mixer: MLPs that mix tokens alternate with MLPs that mix channels.
 
-Source: arXiv:2105.01601, with the parameter names of google-research/big_vision
-and, like there, no dropout.
+Source: arXiv:2105.01601. Parameter names are those of
+google-research/big_vision, which has no dropout either.
 
 Dimensions: b batch, h w rows and columns of patches, n tokens, d width,
 k classes.
@@ -30,7 +30,7 @@ VARIANTS = {
 
 
 def decode_variant(variant: str | None) -> dict[str, Any]:
-  """The arguments that "B/16" stands for; see `variants.decode_variant`.
+  """Returns the arguments for "B/16"; see `variants.decode_variant`.
 
   Source: arXiv:2105.01601, Table 1.
   """
@@ -41,7 +41,7 @@ def decode_variant(variant: str | None) -> dict[str, Any]:
 
 
 class Mlp(nn.Module):
-  """Two dense layers with a GELU between, on the last axis."""
+  """Two dense layers with a GELU between them, on the last axis."""
   mlp_dim: int
   dtype: Any = jnp.float32
 
@@ -50,16 +50,16 @@ class Mlp(nn.Module):
     width = x.shape[-1]
     x = nn.Dense(self.mlp_dim, dtype=self.dtype)(x)
     x = activation_sharding.constrain(x, "act_batch", None, "act_mlp")
-    # The approximation by tanh, as published weights were trained with.
+    # Published weights were trained with the approximation by tanh.
     x = nn.gelu(x, approximate=True)
     return nn.Dense(width, dtype=self.dtype)(x)
 
 
 class MixerBlock(nn.Module):
-  """Mixes tokens, then channels, each beside a residual.
+  """Mixes tokens, then channels, each with a residual connection.
 
-  `out` has what the branches give, "token_mixing" and "channel_mixing", and the
-  sums, "+token_mixing" and "+channel_mixing".
+  `out` holds the outputs of the branches, "token_mixing" and "channel_mixing",
+  and the sums with the residual, "+token_mixing" and "+channel_mixing".
 
   Source: arXiv:2105.01601, Eq. 1.
   """
@@ -70,9 +70,9 @@ class MixerBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x, rate, train: bool):
-    """[b, n, d] -> [b, n, d], out; `rate` of stochastic depth or None."""
+    """[b, n, d] -> [b, n, d], out; `rate` is of stochastic depth, or None."""
     out = {}
-    # Normalized over channels here too: only the MLP sees tokens as features.
+    # Normalize over channels here too: only the MLP sees tokens as features.
     y = nn.LayerNorm(dtype=self.dtype)(x)
     y = Mlp(self.tokens_mlp_dim, self.dtype, name="token_mixing")(
         jnp.swapaxes(y, 1, 2))
@@ -86,7 +86,7 @@ class MixerBlock(nn.Module):
     return x, out
 
   def _add(self, x, y, rate, train):
-    """Adds a branch to the residual, with dropout in training."""
+    """Adds a branch to the residual, with stochastic depth in training."""
     if rate is not None:
       y = stochastic_depth.drop_branch(
           y, rate, self.make_rng("dropout") if train else None,
@@ -98,22 +98,23 @@ class MixerBlock(nn.Module):
 class Mixer(nn.Module):
   """MLP-Mixer; make it with `Model`.
 
-  Images are float32[b, height, width, channels], usually in [-1, 1]. All have
-  the size of those the parameters were made with: the MLPs that mix tokens have
-  one input per place of the grid.
+  Images are float32[b, height, width, channels], usually in [-1, 1]. A model
+  takes one image size, because the MLPs that mix tokens have one input for each
+  patch.
 
   Attributes:
-    num_classes: Number of classes; None has no head and returns features. The
-      head starts at zero.
+    num_classes: Number of classes, k; None has no head and returns features.
+      The head starts at zero.
     patch_size: (height, width) of patches, in pixels.
-    width: Width of the tokens.
-    depth: number of blocks.
-    tokens_mlp_dim: hidden width of the MLPs that mix tokens.
-    channels_mlp_dim: hidden width of the MLPs that mix channels.
-    stoch_depth: rate of stochastic depth of the last block, see
-      `stochastic_depth.rates`; per example, independent for both branches.
-    stoch_depth_mode: see `stochastic_depth.drop_branch`.
-    remat_policy: activations to keep for the backward pass, see
+    width: Width of the tokens, d.
+    depth: Number of blocks.
+    tokens_mlp_dim: Hidden width of the MLPs that mix tokens.
+    channels_mlp_dim: Hidden width of the MLPs that mix channels.
+    stoch_depth: Stochastic depth rate of the last block, see
+      `stochastic_depth.rates`; each example and branch draws by itself.
+    stoch_depth_mode: Form of stochastic depth, see
+      `stochastic_depth.drop_branch`.
+    remat_policy: Activations to keep for the backward pass, see
       `rematerialization.remat`.
     dtype_mm: dtype of activations. Parameters, LayerNorm statistics, pooling,
       pre_logits and logits are float32 regardless.
@@ -135,12 +136,12 @@ class Mixer(nn.Module):
 
     Args:
       image: float32[b, height, width, channels].
-      train: whether stochastic depth acts; it draws from the rng stream
+      train: Whether stochastic depth acts; it draws from the rng stream
         "dropout".
 
     Returns:
       logits: float32[b, k]; without a head the features, float32[b, d].
-      out: intermediates in the order of computation, in dtype_mm unless stated:
+      out: Intermediates in the order of computation, in dtype_mm unless stated:
         stem [b, h, w, d],
         encoder/blockNN/{token_mixing, +token_mixing, channel_mixing,
         +channel_mixing} and encoder/pre_ln [b, n, d],
@@ -150,8 +151,8 @@ class Mixer(nn.Module):
         logits float32[b, k].
 
     Raises:
-      ValueError: sizes that are no multiple of the patch or other than those
-        the parameters are for, unknown options.
+      ValueError: patches do not divide the image, its size is not the one that
+        the parameters are for, or an option is unknown.
     """
     checks.check_choice(
         "stoch_depth_mode", self.stoch_depth_mode, stochastic_depth.MODES)
@@ -177,7 +178,7 @@ class Mixer(nn.Module):
           name=f"MixerBlock_{i}")(x, rate or None, train)
     out["encoder"]["pre_ln"] = x
 
-    # From here on float32: means over tokens and logits are sensitive.
+    # Means over tokens and logits need the precision of float32.
     x = out["encoded"] = nn.LayerNorm(
         name="pre_head_layer_norm", dtype=jnp.float32)(x)
     x_2d = out["pre_logits_2d"] = x.reshape(b, h, w, d)
@@ -190,7 +191,7 @@ class Mixer(nn.Module):
     return x, out
 
   def _check_grid(self, shape, patch_size):
-    """Raises ValueError if the parameters there are mix another grid."""
+    """Raises ValueError if existing parameters mix another number of tokens."""
     if self.is_initializing() or not self.has_variable(
         "params", "MixerBlock_0"):
       return
@@ -200,20 +201,20 @@ class Mixer(nn.Module):
     if h * w != num_mixed:
       raise ValueError(
           f"Images {list(shape)} have {h} x {w} = {h * w} patches of "
-          f"{patch_size}, but the parameters mix {num_mixed}: a Mixer takes "
-          "images of the size it was made for only. Resize the images, or make "
-          "a model for theirs.")
+          f"{patch_size}, but the parameters mix {num_mixed}: a Mixer only "
+          "takes images of the size that it was made for. Resize the images, "
+          "or make a model for their size.")
 
 
 @variants.takes_fields_of(Mixer)
 def Model(num_classes: int | None = None, *, variant: str | None = None,
           **kw) -> Mixer:  # pylint: disable=invalid-name
-  """A Mixer; `variant` ("B/16") gives the sizes that `kw` does not."""
+  """Returns a Mixer; `variant` ("B/16") gives the sizes that `kw` does not."""
   return Mixer(num_classes, **{**decode_variant(variant), **kw})
 
 
-# Where the published weights are; buckets come and go, so `load` also takes the
-# path of a copy. All take images of 224 x 224.
+# Locations of published weights, all for images of 224 x 224. Buckets come and
+# go, so `load` also takes the path of a copy.
 VANITY_NAMES = {
     f"{size}-{short}/16": f"gs://mixer_models/{data}/Mixer-{size}_16.npz"
     for short, data in (("i1k", "imagenet1k"), ("i21k", "imagenet21k"))
@@ -223,10 +224,10 @@ VANITY_NAMES = {
 
 def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
          dont_load: Sequence[str] = ()) -> dict:
-  """As `weights.load`; `init_file` may also be one of VANITY_NAMES.
+  """Loads like `weights.load`; `init_file` may also be one of VANITY_NAMES.
 
-  Images of another size do not fit the weights that mix tokens.
+  Models for another number of patches do not fit the weights that mix tokens.
   """
-  del model_cfg  # `init_params` say it all.
+  del model_cfg  # `init_params` has all sizes.
   params = weights.read(weights.find(init_file, VANITY_NAMES))
   return weights.fit(params, init_params, dont_load, init_file)

@@ -1,18 +1,19 @@
-"""Makes a scene that is known exactly, in the Blender format of NeRF.
+"""Makes a scene whose images are known exactly, in NeRF's Blender format.
 
   python -m big_vision.tools.make_scene --path workdirs/scene
 
-renders spheres and boxes of constant density, from cameras around them. Along
-a ray density is constant between the points where it enters or leaves one of
-them, so that what it sees is an integral with a closed form, and nothing here
-samples a ray as the methods do that are to be tested on it:
+renders spheres and boxes of constant density from cameras around them. The
+density along a ray is constant between the points where the ray enters or
+leaves a solid. The rendering integral then has a closed form, so that this tool
+takes no samples along rays, unlike the methods that are tested on its scenes:
 
   colour    sum over intervals of T (1 - exp(-density * length)) * colour
-  distance  the mean distance at which light is absorbed
-  T         exp(-density * length) of all that is before the interval
+  distance  mean distance at which light is absorbed
+  T         transmittance, the product of exp(-density * length) over all
+            intervals in front
 
-Images are straight-alpha PNGs of 8 bits, rays go through centres of pixels, and
-beside each image r_0.png there is r_0_distance.npy, float32[h, w], world units,
+Images are 8-bit PNGs with straight alpha, and rays pass through pixel centres.
+Beside each image r_0.png lies r_0_distance.npy, float32[h, w], in world units,
 NaN where opacity is below a half.
 """
 
@@ -32,10 +33,10 @@ class Solid(NamedTuple):
 
   Attributes:
     shape: "sphere" or "box".
-    center: x, y, z.
-    size: the radius; for a box, half its lengths in x, y, z.
-    density: per unit of length.
-    rgb: in [0, 1].
+    center: Centre, (x, y, z).
+    size: Radius of a sphere; for a box, half its lengths in x, y, z.
+    density: Density per unit of length.
+    rgb: Colour in [0, 1].
   """
   shape: str
   center: tuple[float, float, float]
@@ -44,28 +45,34 @@ class Solid(NamedTuple):
   rgb: tuple[float, float, float]
 
 
-# Opaque ones, and a glass-like one with another in it; all within 1.37 of the
-# origin, which cameras see whole.
+# Opaque solids, and a glassy sphere with an opaque one inside. All lie within
+# 1.37 of the origin, which every camera has in view.
 SOLIDS = (
-    Solid("box", (0., 0., -.72), (.78, .78, .08), 40., (.75, .7, .6)),
-    Solid("sphere", (.4, .35, -.2), .42, 40., (.85, .2, .15)),
-    Solid("box", (-.4, .3, -.3), (.25, .25, .35), 40., (.15, .35, .8)),
-    Solid("sphere", (-.2, -.5, -.3), .35, 2.5, (.1, .7, .3)),
-    Solid("sphere", (-.2, -.5, -.3), .12, 40., (.95, .85, .2)),
-    Solid("box", (.5, -.45, -.45), (.2, .2, .2), 40., (.6, .25, .7)),
+    Solid(shape="box", center=(0., 0., -.72), size=(.78, .78, .08),
+          density=40., rgb=(.75, .7, .6)),
+    Solid(shape="sphere", center=(.4, .35, -.2), size=.42,
+          density=40., rgb=(.85, .2, .15)),
+    Solid(shape="box", center=(-.4, .3, -.3), size=(.25, .25, .35),
+          density=40., rgb=(.15, .35, .8)),
+    Solid(shape="sphere", center=(-.2, -.5, -.3), size=.35,
+          density=2.5, rgb=(.1, .7, .3)),
+    Solid(shape="sphere", center=(-.2, -.5, -.3), size=.12,
+          density=40., rgb=(.95, .85, .2)),
+    Solid(shape="box", center=(.5, -.45, -.45), size=(.2, .2, .2),
+          density=40., rgb=(.6, .25, .7)),
 )
 
 
 def intersect(solid: Solid, origins, directions):
-  """Where rays enter and leave a solid.
+  """Finds where rays enter and leave a solid.
 
   Args:
-    solid: convex.
+    solid: A convex solid.
     origins, directions: float64[b, 3].
 
   Returns:
-    float64[b] twice, in units of the direction; equal where the ray misses it.
-    Nothing before 0.
+    start, end: float64[b], non-negative, in units of the direction; equal where
+      the ray misses the solid.
   """
   to = origins - np.asarray(solid.center)
   if solid.shape == "sphere":
@@ -78,7 +85,7 @@ def intersect(solid: Solid, origins, directions):
     with np.errstate(divide="ignore", invalid="ignore"):
       faces = [(sign * np.asarray(solid.size) - to) / directions
                for sign in (-1, 1)]
-    # A ray along a face it lies in divides 0 by 0; it counts as inside.
+    # A ray that lies in a face divides 0 by 0; it counts as inside.
     faces = np.stack(faces)
     start = np.nanmax(np.min(faces, axis=0), axis=-1)
     end = np.nanmin(np.max(faces, axis=0), axis=-1)
@@ -88,10 +95,11 @@ def intersect(solid: Solid, origins, directions):
   return start, np.maximum(start, end)
 
 
-def look(solids: Sequence[Solid], origins, directions):
-  """What rays see, exactly.
+def trace(solids: Sequence[Solid], origins, directions):
+  """Computes exactly what rays see.
 
-  Where solids overlap, densities add, and colours count by density.
+  Where solids overlap, their densities add, and their colours are averaged with
+  the densities as weights.
 
   Args:
     solids: Solids of the scene.
@@ -99,9 +107,10 @@ def look(solids: Sequence[Solid], origins, directions):
     directions: float64[b, 3], of any length.
 
   Returns:
-    colour: float64[b, 3], times opacity.
+    colour: float64[b, 3], multiplied by opacity.
     opacity: float64[b].
-    distance: float64[b], world units, of what is absorbed; NaN where nothing.
+    distance: float64[b], mean distance of absorbed light, world units; NaN
+      where nothing absorbs.
   """
   length = np.linalg.norm(directions, axis=-1)
   spans = np.stack([np.stack(intersect(solid, origins, directions), -1)
@@ -132,9 +141,10 @@ def look(solids: Sequence[Solid], origins, directions):
 
 
 def camera_to_world(position) -> np.ndarray:
-  """float64[4, 4] of a camera that looks at the origin, z up.
+  """Returns the pose, float64[4, 4], of a camera that looks at the origin.
 
-  In its coordinates it looks along -z, and y is up.
+  The world's z axis is up. In its own coordinates the camera looks along -z,
+  and y is up.
   """
   backward = position / np.linalg.norm(position)
   right = np.cross([0, 0, 1.], backward)
@@ -146,13 +156,13 @@ def camera_to_world(position) -> np.ndarray:
 
 
 def render(solids: Sequence[Solid], pose, angle: float, size: int):
-  """The image of a camera.
+  """Renders the image of a camera.
 
   Args:
     solids: Solids of the scene.
     pose: float64[4, 4], camera-to-world.
-    angle: Angle of view, from the left to the right edge, radians.
-    size: height and width, pixels.
+    angle: Angle of view from the left to the right edge, radians.
+    size: Height and width, pixels.
 
   Returns:
     rgba: uint8[size, size, 4], straight alpha.
@@ -164,7 +174,7 @@ def render(solids: Sequence[Solid], pose, angle: float, size: int):
   directions = np.stack([x, y, -np.ones_like(x)], -1).reshape(-1, 3)
   directions = directions @ pose[:3, :3].T
   origins = np.broadcast_to(pose[:3, 3], directions.shape)
-  colour, opacity, distance = look(solids, origins, directions)
+  colour, opacity, distance = trace(solids, origins, directions)
   straight = colour / np.maximum(opacity, 1e-6)[:, None]
   rgba = np.concatenate([straight, opacity[:, None]], axis=-1)
   distance = np.where(opacity >= 0.5, distance, np.nan)
@@ -174,12 +184,15 @@ def render(solids: Sequence[Solid], pose, angle: float, size: int):
 
 
 def positions(num: int, phase: float, radius: float = 4.0) -> np.ndarray:
-  """float64[num, 3] on the upper half of a sphere, evenly, by the golden angle.
+  """Spreads points evenly over the upper half of a sphere, by the golden angle.
 
   Args:
-    num: how many.
-    phase: in [0, 1); different ones share no position.
+    num: Number of points.
+    phase: Offset in [0, 1); different offsets share no point.
     radius: Radius of the sphere.
+
+  Returns:
+    float64[num, 3].
   """
   k = np.arange(num) + phase
   z = 0.1 + 0.85 * (k + 0.5) / (num + 1)
@@ -191,14 +204,14 @@ def positions(num: int, phase: float, radius: float = 4.0) -> np.ndarray:
 
 def make(path: str, *, size: int = 100, num_train: int = 60, num_val: int = 4,
          num_test: int = 12, solids: Sequence[Solid] = SOLIDS):
-  """Writes the scene to the folder `path`; see the file's docstring.
+  """Writes the scene to the folder `path`; see the module's docstring.
 
   Raises:
-    FileExistsError: there is a scene in that folder.
+    FileExistsError: the folder has a scene already.
   """
-  angle = 0.7  # Radians; about that of the published scenes, 0.69.
+  angle = 0.7  # Radians; published scenes have 0.69.
   if os.path.exists(os.path.join(path, "transforms_test.json")):
-    raise FileExistsError(f"{path} holds a scene; name another folder.")
+    raise FileExistsError(f"{path} has a scene already; name another folder.")
   for phase, (split, num) in zip(
       (0.0, 0.3, 0.6), (("train", num_train), ("val", num_val),
                         ("test", num_test))):
@@ -212,14 +225,14 @@ def make(path: str, *, size: int = 100, num_train: int = 60, num_val: int = 4,
       np.save(f"{name}_distance.npy", distance)
       frames.append({"file_path": f"./{split}/r_{i}",
                      "transform_matrix": pose.tolist()})
-    # Last: where there is JSON, its images are there. "test" is the last one.
+    # Write the JSON after its images, so that it never names missing files.
     fname = os.path.join(path, f"transforms_{split}.json")
     with open(fname, "w", encoding="utf-8") as file:
       json.dump({"camera_angle_x": angle, "frames": frames}, file, indent=1)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-  """Makes the scene of the command line; returns the exit code."""
+  """Makes the scene that the command line asks for; returns the exit code."""
   parser = argparse.ArgumentParser(
       prog="python -m big_vision.tools.make_scene", description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -228,7 +241,7 @@ def main(args: Sequence[str] | None = None) -> int:
                       help="height and width of images, pixels")
   for split, num in (("train", 60), ("val", 4), ("test", 12)):
     parser.add_argument(f"--num_{split}", type=int, default=num,
-                        help=f"images of the split {split!r}")
+                        help=f"number of images of the split {split!r}")
   args = parser.parse_args(args)
   if min(args.size, args.num_train, args.num_val, args.num_test) < 1:
     parser.error("--size and --num_* must be positive.")

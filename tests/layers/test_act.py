@@ -65,7 +65,7 @@ def test_each_token_is_as_if_alone(epsilon):
 
 
 def test_weights_sum_to_one():
-  """U1: the mean of states that are all 1 is 1."""
+  """So the mean of states that are all 1 is 1."""
   halting, weights = _run(_random())
   np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
   np.testing.assert_allclose(halting.total, 1, atol=1e-6)
@@ -75,7 +75,6 @@ def test_weights_sum_to_one():
 
 
 def test_the_last_step_takes_what_is_left():
-  """U2."""
   halting, weights = _run(np.full((2, M), 1e-2))
   np.testing.assert_array_equal(halting.num_steps, M)
   np.testing.assert_allclose(halting.remainder, 0.95, atol=1e-6)
@@ -87,7 +86,7 @@ def test_the_last_step_takes_what_is_left():
 @pytest.mark.parametrize("p,num_steps", [
     (0.99, 1), (np.nextafter(np.float32(0.99), np.float32(0)), 2), (1.0, 1)])
 def test_the_threshold_is_enough(p, num_steps):
-  """U3: and R is what is left before step N, not after it."""
+  """R is the remainder before step N, not after it."""
   halting, weights = _run(np.array([p] + [0.5] * (M - 1), np.float32))
   assert halting.num_steps == num_steps
   if num_steps == 1:
@@ -97,7 +96,7 @@ def test_the_threshold_is_enough(p, num_steps):
 
 
 def test_numbers_are_float32_whatever_the_states_are():
-  """U12: .99 is no bfloat16, nor is a sum of small probabilities."""
+  """bfloat16 holds neither .99 nor sums of small probabilities."""
   p = jnp.asarray(_random(), jnp.bfloat16)
   halting, weights = _run(p)
   wanted, wanted_weights = _run(np.asarray(p, np.float32))
@@ -112,7 +111,6 @@ def test_numbers_are_float32_whatever_the_states_are():
 
 
 def test_padding_takes_no_step():
-  """U6."""
   p, mask = _random().reshape(3, 100, M), np.arange(100) % 3 > 0
   mask = np.broadcast_to(mask, (3, 100))
   halting, weights = _run(p, mask)
@@ -124,7 +122,7 @@ def test_padding_takes_no_step():
 
 
 def test_mean_of_nothing_is_zero_and_ignores_what_padding_holds():
-  """U6: the mean that the ponder cost is."""
+  """The ponder cost is such a mean."""
   values = jnp.array([[1., math.nan], [3., math.inf], [5., 6.]])
   mask = jnp.array([[True, False], [True, False], [False, False]])
   np.testing.assert_array_equal(pooling.mean_of_tokens(values, mask), [1, 3, 0])
@@ -133,7 +131,7 @@ def test_mean_of_nothing_is_zero_and_ignores_what_padding_holds():
 
 
 def test_gradient_of_the_ponder_cost():
-  """U5: -1 for what comes before the last step, none through N."""
+  """It is -1 for each probability before the last step; N has none."""
   p = _random()
   cost = lambda p: act.ponder(_run(p)[0]).sum()
   grads = jax.jit(jax.grad(cost))(p)

@@ -6,6 +6,7 @@ import math
 from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import tree
+from big_vision import weights
 from big_vision.layers import resnet
 from big_vision.models import bit
 from big_vision.models import bit_paper
@@ -560,7 +561,7 @@ def test_published_names(monkeypatch):
   def read(path):
     paths.append(path)
     return {}
-  monkeypatch.setattr(bit_paper.weights, "read", read)
+  monkeypatch.setattr(weights, "read", read)
   for name, cfg, file in (
       ("M", dict(depth=152, width=2), "BiT-M-R152x2.npz"),
       ("S", {}, "BiT-S-R50x1.npz"),

@@ -61,7 +61,7 @@ def _numpy_mixer(params, image):
 
 
 def test_logits_are_those_of_the_definition():
-  """X4, X7: LayerNorm over channels, then transpose; norm, mean, head."""
+  """LayerNorm acts on channels, then tokens are mixed; norm, mean, head."""
   model = mlp_mixer.Model(K, **TINY)
   params, image = drawn.params(model), drawn.image()
   logits, _ = drawn.apply(model, params, image)
@@ -73,7 +73,7 @@ def test_logits_are_those_of_the_definition():
 
 
 def test_layer_norm_epsilon_is_1e6():
-  """V4: seen only where tokens hardly vary."""
+  """The epsilon only shows where tokens hardly vary."""
   model = mlp_mixer.Model(K, **TINY)
   params, image = drawn.params(model), drawn.image()
   params["stem"] = jax.tree.map(
@@ -87,7 +87,7 @@ def test_layer_norm_epsilon_is_1e6():
 
 
 def test_gelu_is_the_approximation_by_tanh():
-  """V4: it differs from the exact one by up to 4.7e-4."""
+  """The approximation differs from the exact GELU by up to 4.7e-4."""
   x = jnp.linspace(-4, 4, 801)
   eye = {"kernel": jnp.eye(801), "bias": jnp.zeros(801)}
   params = {"Dense_0": eye, "Dense_1": eye}
@@ -97,7 +97,6 @@ def test_gelu_is_the_approximation_by_tanh():
 
 
 def test_order_of_channels_is_arbitrary_and_of_tokens_is_not():
-  """X4."""
   model = mlp_mixer.Model(K, **TINY)
   params, image = drawn.params(model), drawn.image()
   logits, _ = drawn.apply(model, params, image)
@@ -129,7 +128,7 @@ def _count(num_classes, **kw):
     ("S/16", 18_528_264), ("S/32", 19_104_624), ("B/16", 59_880_472),
     ("B/32", 60_293_428), ("L/16", 208_196_168)])
 def test_parameter_counts(variant, count):
-  """X5: timm's models have as many, measured."""
+  """The counts were measured on timm's models."""
   assert _count(1000, variant=variant) == count
 
 
@@ -181,7 +180,7 @@ def test_initial_values():
 
 
 def test_training_starts_at_the_loss_of_knowing_nothing():
-  """X7: the head starts at zero."""
+  """The head starts at zero."""
   model = mlp_mixer.Model(K, **TINY)
   params = drawn.jit(model.init)(jax.random.key(0), drawn.image())["params"]
   logits, _ = drawn.apply(model, params, drawn.image())
@@ -280,7 +279,7 @@ def test_what_cannot_be_is_refused(kw, shape, message):
 
 
 def test_images_of_another_size_are_refused():
-  """X6: they fit the patches, but not the MLPs that mix tokens."""
+  """Such images fit the patches, but not the MLPs that mix tokens."""
   model = mlp_mixer.Model(K, **TINY)
   image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
   with pytest.raises(ValueError, match=r"\[1, 8, 8, 3\].*2 x 4 = 8 .*mix 6"):
@@ -339,7 +338,7 @@ NUM = 1000
 
 
 def test_branches_are_dropped_per_example_and_independently():
-  """X2, X3: the first block is kept, then rates rise linearly."""
+  """The first block is always kept; then rates rise linearly."""
   model = mlp_mixer.Model(None, **{**TINY, "depth": 3}, stoch_depth=0.5)
   image = np.repeat(drawn.image()[:1], NUM, axis=0)
   _, out = drawn.jit(lambda params: model.apply(
@@ -351,7 +350,7 @@ def test_branches_are_dropped_per_example_and_independently():
     for name in ("token_mixing", "channel_mixing"):
       ratio = (block[f"+{name}"] - before) / block[name]
       kept = np.asarray(jnp.median(ratio, axis=(1, 2))) > 0.5
-      # X1: what is kept is scaled, so that the expectation stays. Within an
+      # Kept branches are scaled, so that the expectation stays. Within an
       # example, all tokens and channels share their fate.
       fate = np.where(kept, 1 / (1 - 0.25 * i), 0)[:, None, None]
       np.testing.assert_allclose(
@@ -460,7 +459,7 @@ def test_loading_for_other_classes_and_other_images(tmp_path):
   assert loaded.pop("head")["kernel"] is shapes["head"]["kernel"]
   params.pop("head")
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
-  # X6: also here, the size of the images is part of the parameters.
+  # Here too, the size of the images is part of the parameters.
   larger = drawn.shapes(model, drawn.image((1, 8, 8, 3)))
   with pytest.raises(
       ValueError, match=r"token_mixing/Dense_0/kernel .*\[6, 5\].*\[8, 5\]"):

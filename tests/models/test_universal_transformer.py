@@ -8,6 +8,7 @@ from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import tree
 from big_vision.layers import act
+from big_vision.layers import adaptive_steps
 from big_vision.layers import checks
 from big_vision.layers import pooling
 from big_vision.layers import posemb as posemb_lib
@@ -157,14 +158,14 @@ def _numpy_ut(model, params, example, real):
     (IMAGES, "dense", "pre"), (IMAGES, "conv", "post"),
     (TEXT, "dense", "post"), ({**TEXT, "pool_type": "gap"}, "conv", "pre")])
 def test_outputs_are_those_of_the_definition(sizes, transition, norm):
-  """U1 to U4, U9: and both loops give them."""
+  """Both the scan and the loop agree with a computation by hand."""
   model = ut.Model(K, transition=transition, norm=norm, **sizes)
   params, args = _params(model), _input(model)
   real = args[1] if len(args) == 2 else np.ones((B, N), bool)
   wanted = [np.stack(part) for part in zip(*(
       _numpy_ut(model, params, args[0][i], real[i]) for i in range(B)))]
   assert np.ptp(wanted[1][real]) >= 2 and np.abs(wanted[0]).max() > 0.5
-  for eval_loop in ut.EVAL_LOOPS:
+  for eval_loop in adaptive_steps.EVAL_LOOPS:
     logits, out = drawn.apply(model.clone(eval_loop=eval_loop), params, *args)
     np.testing.assert_array_equal(out["encoder"]["num_steps"], wanted[1])
     np.testing.assert_allclose(logits, wanted[0], rtol=2e-4, atol=2e-4)
@@ -189,8 +190,33 @@ def test_coordinates():
 # --- Depth --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("sizes,norm", [(IMAGES, "pre"), (TEXT, "post")])
+def test_attention_weights_of_every_step_are_those_of_a_dense_computation(
+    sizes, norm):
+  model = ut.Model(K, norm=norm, eval_loop="scan",
+                   attention="dense(return_weights=True)", **sizes)
+  params = _params(model)
+  _, out = drawn.jit(model.apply)({"params": params}, *_input(model))
+  encoder, block = out["encoder"], params["Transformer"]["block"]
+  p = block["MultiHeadDotProductAttention_0"]
+  real = MASK if model.vocab_size else np.ones((B, N), bool)
+  # Softmax over all keys, one query, head and step after the other.
+  for b, t in np.ndindex(B, M):
+    before = out["stem"].reshape(B, N, D) if t == 0 else encoder[f"step{t:02d}"]
+    x = before[b] + _numpy_posemb(model) + _numpy_sincos(t + 1)
+    if norm == "pre":
+      x = _layer_norm(x, block["LayerNorm_0"])
+    for m in range(2):
+      q, k = (x @ p[name]["kernel"][:, m] + p[name]["bias"][m]
+              for name in ("query", "key"))
+      for i in range(N):
+        e = np.exp(k @ q[i] / math.sqrt(D // 2)) * real[b]
+        np.testing.assert_allclose(
+            encoder["sa_weights"][b, t, m, i], e / e.sum(), atol=1e-5)
+
+
 def test_parameters_are_those_of_one_block():
-  """U8: how many steps there are does not matter."""
+  """The number of steps does not matter."""
   attention = 4 * (D * D + D)
   dense = D * 12 + 12 + 12 * D + D
   block = attention + dense + 2 * 2 * D + (D + 1)
@@ -211,12 +237,12 @@ def test_parameters_are_those_of_one_block():
 
 
 def test_gradients_are_sums_over_the_steps():
-  """U8: as if there were a block for each step, all with the same numbers.
+  """They equal those of separate blocks for each step, added up.
 
   And also if the steps are computed a second time to save memory.
   """
   outer = ut.Model(K, **TEXT)
-  model = ut.Encoder(
+  model = adaptive_steps.Encoder(
       outer._step_args((N,), jnp.float32), norm="post", max_steps=3,
       remat_policy="nothing_saveable")
   params = _params(outer)["Transformer"]
@@ -229,8 +255,10 @@ def test_gradients_are_sums_over_the_steps():
     return jnp.sum(y * scale)
 
   def unrolled(blocks):
-    step = ut.Step(**model.step, max_steps=3)
-    carry = ut.Carry(x, jnp.zeros(x.shape), act.start(jnp.asarray(MASK)))
+    step = adaptive_steps.Step(**model.step, max_steps=3)
+    carry = adaptive_steps.Carry(
+        state=x, output=jnp.zeros(x.shape),
+        halting=act.start(jnp.asarray(MASK)))
     for t, params in enumerate(blocks, start=1):
       carry, _ = step.apply(
           {"params": params}, carry, jnp.int32(t), True, posemb, MASK)
@@ -251,7 +279,7 @@ def test_gradients_are_sums_over_the_steps():
 
 
 def test_coordinates_are_added_at_every_step():
-  """U9: with branches that give nothing, they are all that happens."""
+  """With branches that return zero, nothing else happens."""
   model = ut.Model(None, norm="pre", eval_loop="scan", **IMAGES)
   params = _params(model, bias=-30)
   block = params["Transformer"]["block"]
@@ -268,7 +296,7 @@ def test_coordinates_are_added_at_every_step():
 
 
 def test_the_halting_unit_sees_coordinates():
-  """U9: of tokens that are all the same, and at the first step."""
+  """Equal tokens get different probabilities, at the first step already."""
   model = ut.Model(K, eval_loop="scan", **IMAGES)
   params = _params(model)
   _, out = drawn.apply(model, params, 0 * drawn.image())
@@ -282,7 +310,6 @@ def test_the_halting_unit_sees_coordinates():
 
 
 def test_a_token_that_has_halted_stays_and_is_seen():
-  """U4."""
   model = ut.Model(None, eval_loop="scan", **TEXT)
   params = _params(model)
   text = _text()
@@ -308,7 +335,7 @@ def test_a_token_that_has_halted_stays_and_is_seen():
 
 
 def test_first_probability_is_that_of_the_published_bias():
-  """U13: sigmoid(1) = .73, so everyone takes two steps."""
+  """sigmoid(1) = .73, so that every token takes two steps."""
   model = ut.Model(K, eval_loop="scan", **IMAGES)
   params = drawn.jit(model.init)(jax.random.key(0), drawn.image())["params"]
   _, out = drawn.apply(model, params, drawn.image())
@@ -345,7 +372,7 @@ def test_without_halting_all_steps_are_taken():
 @pytest.mark.parametrize("bias", [3.0, -1.0, -30.0])
 @pytest.mark.parametrize("sizes", [IMAGES, TEXT], ids=["images", "text"])
 def test_stopping_early_changes_nothing(sizes, bias):
-  """U7, U11: and only what is needed is computed."""
+  """Only the steps that some token needs are computed."""
   model = ut.Model(K, **sizes)
   params, args = _params(model, bias=bias), _input(model)
   if bias > 0:
@@ -375,7 +402,7 @@ def test_stopping_early_changes_nothing(sizes, bias):
 
 
 def test_the_program_of_evaluation_has_a_loop_of_unknown_length():
-  """U7: and that of training has none, so that it has a gradient."""
+  """The program of training has none, so that it has a gradient."""
   model = ut.Model(K, **IMAGES)
   def primitives(**kw):
     jaxpr = jax.make_jaxpr(functools.partial(model.apply, **kw))(
@@ -387,7 +414,7 @@ def test_the_program_of_evaluation_has_a_loop_of_unknown_length():
 
 @pytest.mark.parametrize("sizes", [IMAGES, TEXT], ids=["images", "text"])
 def test_examples_of_a_batch_do_not_meet(sizes):
-  """U10: an example is not done later or otherwise for those beside it."""
+  """An example gets the same result and steps, alone or in a batch."""
   model = ut.Model(K, **sizes)
   params, args = _params(model, bias=1.0), _input(model)
   logits, out = drawn.apply(model, params, *args)
@@ -415,7 +442,7 @@ def test_an_empty_batch_of_padding_takes_no_step():
 
 
 def test_padding_changes_nothing():
-  """U6: whatever it holds and however much there is."""
+  """The content and the amount of padding do not matter."""
   model = ut.Model(K, transition="conv", **TEXT)
   params, text = _params(model), _text()
   logits, out = drawn.apply(model, params, text, MASK)
@@ -476,7 +503,7 @@ def _make_grads(model, fn):
 
 
 def test_ponder_cost_teaches_the_halting_unit():
-  """U5: -1 for each probability before the last one; N has no gradient."""
+  """The gradient is -1 for each probability before the last; N has none."""
   model = ut.Model(K, **TEXT)
   params = _params(model)
   # Of the unit alone: then each p is a function of the bias by itself.
@@ -498,7 +525,7 @@ def test_ponder_cost_teaches_the_halting_unit():
 
 
 def test_a_larger_weight_of_the_cost_means_fewer_steps():
-  """U5: what is learned from 0, a little and much of it."""
+  """Compares training with no cost, a small and a large one."""
   model = ut.Model(K, **TEXT)
   labels = np.eye(K)[_text() % K]
   costs = []
@@ -523,7 +550,6 @@ def test_a_larger_weight_of_the_cost_means_fewer_steps():
 
 
 def test_bfloat16_computes_and_float32_stays():
-  """U12."""
   model = ut.Model(K, norm="pre", dtype_mm="bfloat16", **TEXT)
   params, args = _params(model, scale=0.2), _input(model)
   assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"}
@@ -544,7 +570,7 @@ def test_bfloat16_computes_and_float32_stays():
 
 
 def test_steps_are_counted_in_float32():
-  """U12: .2485 is .248 in bfloat16, and 4 of them .992 and not .994."""
+  """In bfloat16, .2485 is .248, and four of them are .992, not .994."""
   for p, num_steps in ((0.2485, 4), (0.2472, 5), (0.331, 3)):
     for dtype in checks.COMPUTE_DTYPES:
       model = ut.Model(K, dtype_mm=dtype, **IMAGES)

@@ -84,14 +84,14 @@ def _numpy_vit(params, image, *, pool_type, posemb="learn", gelu="tanh",
   p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
   ph, pw = patch_size
   h, w = image.shape[0] // ph, image.shape[1] // pw
-  # V5: a patch is flattened as (row, column, channel).
+  # A patch is flattened as (row, column, channel).
   x = np.stack([
       image[y * ph:(y + 1) * ph, x * pw:(x + 1) * pw].reshape(-1)
       @ p["embedding"]["kernel"].reshape(ph * pw * image.shape[2], -1)
       for y in range(h) for x in range(w)]) + p["embedding"]["bias"]
   x = x + (p["pos_embedding"][0] if posemb == "learn"
            else _sincos(h, w, x.shape[1]))
-  if pool_type == "tok":  # V1: after the position embedding.
+  if pool_type == "tok":  # After the position embedding.
     x = np.concatenate([p["cls"][0], x])
   encoder = p["Transformer"]
   for i in range(len(encoder) - 1):
@@ -101,11 +101,11 @@ def _numpy_vit(params, image, *, pool_type, posemb="learn", gelu="tanh",
     x = x + _mlp(_layer_norm(x, block["LayerNorm_1"]), block["MlpBlock_0"],
                  gelu)
   x = _layer_norm(x, encoder["encoder_norm"])
-  if pool_type == "gap":  # V7: after the LayerNorm.
+  if pool_type == "gap":  # After the LayerNorm.
     x = x.mean(axis=0)
   elif pool_type in ("tok", "0"):
     x = x[0]
-  elif pool_type == "map":  # V8: with LayerNorm, MLP and residual.
+  elif pool_type == "map":  # With LayerNorm, MLP and residual.
     head = p["MAPHead_0"]
     x = _attention(head["probe"][0], x, head["MultiHeadDotProductAttention_0"])
     x = (x + _mlp(_layer_norm(x, head["LayerNorm_0"]), head["MlpBlock_0"],
@@ -139,7 +139,7 @@ def test_logits_are_those_of_the_definition(kw):
 
 
 def test_layer_norm_epsilon_is_1e6():
-  """V4: seen only where tokens hardly vary."""
+  """The epsilon only shows where tokens hardly vary."""
   model = vit.Model(K, **TINY, pool_type="0")
   params = drawn.params(model)
   small = lambda leaf: leaf * np.float32(1e-3)
@@ -152,7 +152,6 @@ def test_layer_norm_epsilon_is_1e6():
 
 
 def test_two_gelus_are_different_functions():
-  """V4."""
   x = jnp.linspace(-4, 4, 801)
   module = lambda gelu: transformer.MlpBlock(801, gelu=gelu)
   eye = {"kernel": jnp.eye(801), "bias": jnp.zeros(801)}
@@ -175,7 +174,7 @@ def _count(num_classes=None, res=224, **kw):
     ("Ti/16", 5_717_224), ("S/16", 22_050_280), ("B/16", 86_566_888),
     ("B/32", 88_224_232 - 768), ("L/16", 304_325_608)])
 def test_parameter_counts_with_class_token(variant, count):
-  """V1: timm, whose class token has a position embedding, has `width` more."""
+  """timm has `width` more: a position embedding of the class token."""
   assert _count(1000, variant=variant, pool_type="tok") == count
 
 
@@ -202,7 +201,7 @@ def test_scan_has_as_many_parameters_as_the_loop():
 
 
 def test_parameter_names_and_shapes():
-  """V8, and what published weights depend on."""
+  """Published weights depend on these names and shapes."""
   model = vit.Model(K, **TINY, pool_type="map", rep_size=True)
   attention = {
       **{f"{name}/kernel": (D, 2, 4) for name in ("query", "key", "value")},
@@ -336,7 +335,6 @@ def test_intermediate_values():
 
 
 def test_pooling_by_mean_is_after_the_norm_and_without_class_token():
-  """V7."""
   model = vit.Model(K, **TINY, pool_type="gap")
   params = drawn.params(model)
   _, out = drawn.apply(model, params, drawn.image())
@@ -412,7 +410,6 @@ def _loss_and_grads(model, params, image, **kw):
 
 
 def test_scan_is_the_loop():
-  """V6."""
   kw = {**TINY, "depth": 3, "pool_type": "map"}
   loop, scan = vit.Model(K, **kw), vit.Model(K, **kw, scan=True)
   params, image = drawn.params(loop), drawn.image()
@@ -474,7 +471,6 @@ def test_bfloat16_computes_and_float32_stays(kw):
 
 
 def test_huge_attention_logits_stay_finite_in_bfloat16():
-  """V9."""
   model = vit.Model(K, **TINY, dtype_mm="bfloat16")
   params = drawn.params(model)
   for block in ("encoderblock_0", "encoderblock_1"):
@@ -488,7 +484,7 @@ def test_huge_attention_logits_stay_finite_in_bfloat16():
 
 
 def test_rates_of_stochastic_depth():
-  """X2: the first block is always kept."""
+  """The first block is always kept."""
   np.testing.assert_allclose(
       stochastic_depth.rates(0.3, 4), [0, 0.1, 0.2, 0.3])
   assert stochastic_depth.rates(0.3, 1) == [0]
@@ -526,7 +522,6 @@ def test_modes_reach_the_blocks(mode, factor):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_stochastic_depth_is_per_example_and_per_branch(scan):
-  """X3."""
   num = 1000
   model = vit.Model(None, **{**TINY, "depth": 3}, stoch_depth=0.5, scan=scan)
   params = drawn.params(model)

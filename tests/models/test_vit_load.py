@@ -135,7 +135,7 @@ def _old_name(name):
 
 
 def test_old_names_and_position_embedding_of_the_class_token(tmp_path):
-  """V1, V3: N = 4 + 1 values, the first belongs to the token."""
+  """There are 4 + 1 embeddings, and the first belongs to the token."""
   shapes = _shapes(pool_type="tok", rep_size=True)
   named = _values(shapes)
   first = np.random.default_rng(1).normal(size=(1, 1, 8)).astype(np.float32)
@@ -175,7 +175,7 @@ def test_old_map_head_lies_beside_the_transformer(tmp_path):
 
 
 def test_resampling_is_aligned_at_the_corners():
-  """V2: half-pixel centres would give 0, .25, .75, ..."""
+  """Half-pixel centres would give 0, .25, .75, ..."""
   ramp = np.arange(4, dtype=np.float32).reshape(1, 4, 1)
   got = posemb.resample(ramp, (1, 4), (1, 8)).ravel()
   np.testing.assert_allclose(got, np.arange(8) * 3 / 7, atol=1e-6)
@@ -228,7 +228,7 @@ def test_other_grids(tmp_path, grid, new_grid, grids, has_cls_posemb):
 
 def test_14x10_patches_and_a_class_token_need_no_hint_if_the_model_has_them(
     tmp_path):
-  """V3: 141 is neither a square nor one more than a square."""
+  """141 is neither a square nor one more than a square."""
   shapes = _shapes((14, 10), pool_type="tok")
   named = _values(shapes)
   stored = {**named, "pos_embedding": np.concatenate(

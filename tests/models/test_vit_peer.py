@@ -41,7 +41,7 @@ def _theirs(path, image, num_classes=K, **kw):
     ("map", dict(class_token=False, global_pool="map")),
     ("tok", dict(class_token=True, global_pool="token", no_embed_class=True))])
 def test_logits(tmp_path, pool_type, kw, gelu, act_layer):
-  """V4: with the same GELU, and LayerNorms with 1e-6, the numbers agree."""
+  """With the same GELU and a LayerNorm epsilon of 1e-6, the numbers agree."""
   image = np.random.default_rng(1).normal(
       size=(2, 16, 16, 3)).astype(np.float32)
   # timm reads a MAP head of the width of the MLPs, and no logits behind it.
@@ -60,7 +60,7 @@ def test_logits(tmp_path, pool_type, kw, gelu, act_layer):
 
 
 def test_files_of_the_first_generation_mean_the_same(tmp_path):
-  """V1: there, the class token has a position embedding."""
+  """In those files, the class token has a position embedding."""
   image = np.random.default_rng(1).normal(
       size=(2, 16, 16, 3)).astype(np.float32)
   model = vit.Model(K, patch_size=4, pool_type="tok", gelu="erf", **SIZES)
@@ -85,7 +85,7 @@ def test_files_of_the_first_generation_mean_the_same(tmp_path):
 @pytest.mark.parametrize("variant,name", [
     ("Ti/16", "vit_tiny_patch16_224"), ("B/32", "vit_base_patch32_224")])
 def test_parameter_counts(variant, name):
-  """V1: but for the position embedding of the class token, the same."""
+  """Counts agree, except for the class token's position embedding."""
   torch, timm = peers.import_timm()
   with torch.device("meta"):
     theirs = getattr(timm.models.vision_transformer, name)()

@@ -9,12 +9,16 @@ import numpy as np
 from PIL import Image
 import pytest
 
-BALL = make_scene.Solid("sphere", (0., 0., 0.), 1.0, 0.5, (.8, .4, .2))
-BOX = make_scene.Solid("box", (0., 0., -3.), (1., 1., .5), 2.0, (.1, .2, .9))
+BALL = make_scene.Solid(
+    shape="sphere", center=(0., 0., 0.), size=1.0, density=0.5,
+    rgb=(.8, .4, .2))
+BOX = make_scene.Solid(
+    shape="box", center=(0., 0., -3.), size=(1., 1., .5), density=2.0,
+    rgb=(.1, .2, .9))
 
 
 def _look(solids, origin, direction):
-  colour, opacity, distance = make_scene.look(
+  colour, opacity, distance = make_scene.trace(
       solids, np.asarray([origin], float), np.asarray([direction], float))
   return colour[0], opacity[0], distance[0]
 
@@ -47,7 +51,9 @@ def test_a_box_absorbs_by_its_chord_also_at_an_angle():
 
 def test_what_is_behind_and_within_is_seen_through_it():
   """Against a sum over 400,000 slices of the ray, for overlapping solids."""
-  within = make_scene.Solid("sphere", (.2, 0., .1), .5, 3.0, (0., 1., 1.))
+  within = make_scene.Solid(
+      shape="sphere", center=(.2, 0., .1), size=.5, density=3.0,
+      rgb=(0., 1., 1.))
   solids = (BALL, within, BOX)
   origin, direction = np.asarray([.1, .05, 4.]), np.asarray([.02, -.03, -1.])
   step = 2e-5
@@ -110,7 +116,7 @@ def test_what_it_writes(tmp_path, capsys):
   assert len(set(seen)) == 6  # No view is in two splits.
   # Another one is not written over it.
   assert make_scene.main(args) == 1
-  assert "holds a scene" in capsys.readouterr().err
+  assert "has a scene already" in capsys.readouterr().err
 
 
 def test_all_of_the_scene_is_in_the_picture():

@@ -1,15 +1,15 @@
 """Exact attention as one TPU kernel: logits never leave the chip.
 
-Between XLA's operations, logits and weights of every head are written to memory
-and read back, forward and backward: of a ViT's step that is the largest part of
-the traffic, which is what limits it. Here a program of the grid holds one
-example, computes head after head, and writes the result alone; the backward
-pass computes the weights again from queries and keys.
+XLA writes logits and weights of every head to memory and reads them back, in
+the forward and the backward pass. That is the largest part of the memory
+traffic of a ViT's step, and the traffic limits its speed. This kernel handles
+one example per grid program, computes one head after another and writes only
+the result; its backward pass computes the weights again from queries and keys.
 
-That needs all logits of a head at a time, so it is for the lengths of images
-(up to MAX_LENGTH); attention "memory_efficient" goes further. Tokens stay
-[b, n, m d] as projections make them: an axis of d = 64 at the end would be
-padded to 128.
+A program holds all logits of a head at once, which limits the length to that of
+images (MAX_LENGTH); attention "memory_efficient" has no such limit. Tokens keep
+the layout of the projections, [b, n, m d], because a last axis of d = 64 would
+be padded to 128.
 
 Dimensions: b batch, n tokens, m heads, d features of a head.
 """
@@ -23,73 +23,73 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-# Logits of a head, float32, and what is computed from them must fit into a
+# A head's float32 logits and the arrays computed from them must fit into the
 # TPU's on-chip memory.
 MAX_LENGTH = 1024
-# Bytes of that memory: what a kernel gets unless it says otherwise, and the
-# most it may ask for. The compilers for v5e, v5p and v6e grant that; v4's has
-# 16 MiB, and says so where a model needs more.
+# Bytes of on-chip memory that a kernel gets by default, and the most that it
+# may request. The compilers for v5e, v5p and v6e grant the latter; on v4, which
+# has 16 MiB, the compiler reports models that need more.
 _DEFAULT_VMEM, _MAX_VMEM = 16 * 2**20, 48 * 2**20
 
 _dot = functools.partial(
     jax.lax.dot_general, preferred_element_type=jnp.float32)
-# Which axes of two matrices are summed over: a b', a b, a' b.
+# Contracted axes of the matrix products a b', a b and a' b.
 _ABT = (((1,), (1,)), ((), ()))
 _AB = (((1,), (0,)), ((), ()))
 _ATB = (((0,), (0,)), ((), ()))
 
 
 def fused(q, k, v, *, causal=False, scale=None):
-  """Softmax attention; the kernel on TPUs, the same in einsums elsewhere.
+  """Computes softmax attention, by the kernel on TPUs and by einsums elsewhere.
 
-  Over a mesh, each device works on its part of the batch ("act_batch") and of
-  the heads ("act_heads"), as the run's sharding rules say.
+  On a mesh, each device works on its part of the batch ("act_batch") and of the
+  heads ("act_heads"), as the run's sharding rules say.
 
   Args:
-    q, k, v: [b, n, m, d], of as many heads and tokens each.
-    causal: token i sees 0..i only.
-    scale: None is 1 / sqrt(d).
+    q, k, v: [b, n, m, d], with equal numbers of heads and tokens.
+    causal: Whether token i sees tokens 0..i only.
+    scale: Factor of the logits; None is 1 / sqrt(d).
 
   Returns:
     [b, n, m, d], dtype of `q`; logits and sums are float32.
 
   Raises:
-    ValueError: keys of another length or number of heads, too many tokens,
-      examples or heads that devices do not share equally, or more features in a
-      device's heads than on-chip memory is for.
+    ValueError: keys have another length or number of heads than queries, there
+      are too many tokens, examples or heads do not divide by the devices, or a
+      device's heads have too many features for its on-chip memory.
   """
   b, n, m, d = q.shape
   if k.shape != q.shape or n > MAX_LENGTH:
     raise ValueError(
-        "Attention 'fused' wants as many keys and heads as queries have, and "
-        f"at most {MAX_LENGTH} tokens; it got q {list(q.shape)}, k "
-        f"{list(k.shape)}. 'dense' and 'memory_efficient' take any.")
+        "Attention 'fused' needs equal numbers of tokens and heads in queries "
+        f"and keys, and at most {MAX_LENGTH} tokens; it got q {list(q.shape)}, "
+        f"k {list(k.shape)}. 'dense' and 'memory_efficient' take any.")
   scale = d ** -0.5 if scale is None else scale
 
   def local(q, k, v):
-    """What one device does with its examples and heads."""
+    """Attends within the examples and heads of one device."""
     b, n, m, d = q.shape
     if (need := _vmem(7, n, m * d, q.dtype)) > _MAX_VMEM:
       raise ValueError(
-          f"Attention 'fused' of {n} tokens of {m} x {d} features in {q.dtype} "
-          f"needs {need / 2**20:.0f} MiB of on-chip memory; a kernel may use "
-          f"{_MAX_VMEM // 2**20}. dtype_mm='bfloat16' needs half of it, heads "
-          "that are split over devices less; 'dense' and 'memory_efficient' "
-          "take any length and width.")
+          f"Attention 'fused' with {n} tokens and {m} heads of {d} features in "
+          f"{q.dtype} needs {need / 2**20:.0f} MiB of on-chip memory; a kernel "
+          f"may use {_MAX_VMEM // 2**20}. dtype_mm='bfloat16' halves it, and "
+          "splitting heads over devices reduces it; 'dense' and "
+          "'memory_efficient' take any length and width.")
     flat = (x.reshape(b, n, m * d) for x in (q, k, v))
     return _attend(*flat, m, scale, causal).reshape(b, n, m, d)
 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return local(q, k, v)
-  # The partitioner cannot look into a kernel, and would gather everything.
+  # The partitioner does not see into kernels and would gather everything.
   spec = nn.logical_to_mesh_axes(("act_batch", None, "act_heads", None))
   for what, size, axes in (("examples", b, spec[0]), ("heads", m, spec[2])):
     axes = (axes,) if isinstance(axes, str) else axes or ()
     if size % (parts := math.prod(mesh.shape[axis] for axis in axes)):
       raise ValueError(
-          f"Attention 'fused' gives each device as many {what}; {size} do not "
-          f"divide by {parts}, the size of {list(axes)}. 'dense' and "
+          f"Attention 'fused' needs equally many {what} on each device; {size} "
+          f"do not divide by {parts}, the size of {list(axes)}. 'dense' and "
           "'memory_efficient' take any number.")
   return jax.shard_map(
       local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
@@ -97,7 +97,7 @@ def fused(q, k, v, *, causal=False, scale=None):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _attend(q, k, v, num_heads, scale, causal):
-  """[b, n, m d] each -> [b, n, m d]."""
+  """Attends on this platform: [b, n, m d] each -> [b, n, m d]."""
   args = dict(num_heads=num_heads, scale=scale, causal=causal)
   return jax.lax.platform_dependent(
       q, k, v,
@@ -124,7 +124,7 @@ _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _reference(q, k, v, *, num_heads, scale, causal):
-  """The same by XLA's operations."""
+  """Computes the same attention by XLA's operations."""
   b, n, c = q.shape
   q, k, v = (x.reshape(b, n, num_heads, c // num_heads) for x in (q, k, v))
   logits = scale * jnp.einsum(
@@ -136,20 +136,20 @@ def _reference(q, k, v, *, num_heads, scale, causal):
 
 
 def run_forward(q, k, v, *, num_heads, scale, causal, interpret=False):
-  """The forward kernel: [b, n, m d] each -> [b, n, m d]."""
+  """Runs the forward kernel: [b, n, m d] each -> [b, n, m d]."""
   out, = _call(_forward_kernel, 1, (q, k, v), num_heads, scale, causal,
                interpret)
   return out
 
 
 def run_backward(q, k, v, dout, *, num_heads, scale, causal, interpret=False):
-  """The backward kernel: gradients of q, k and v from that of the result."""
+  """Runs the backward kernel: gradients of q, k and v from the result's."""
   return tuple(_call(_backward_kernel, 3, (q, k, v, dout), num_heads, scale,
                      causal, interpret))
 
 
 def _call(kernel, num_out, args, num_heads, scale, causal, interpret):
-  """Runs a kernel for each example."""
+  """Runs a kernel with one grid program for each example."""
   b, n, c = args[0].shape
   block = pl.BlockSpec((None, n, c), lambda i: (i, 0, 0))
   need = _vmem(len(args) + num_out, n, c, args[0].dtype)
@@ -158,18 +158,19 @@ def _call(kernel, num_out, args, num_heads, scale, causal, interpret):
                         causal=causal),
       grid=(b,), in_specs=[block] * len(args), out_specs=[block] * num_out,
       out_shape=[jax.ShapeDtypeStruct((b, n, c), args[0].dtype)] * num_out,
-      # No cost_estimate: with one, XLA moves other operands into on-chip memory
-      # earlier, and the step of a ViT-S/16 accesses 9 % more bytes.
+      # There is no cost_estimate: with one, XLA moves other operands into
+      # on-chip memory earlier, and a ViT-S/16 step accesses 9 % more bytes.
       compiler_params=pltpu.CompilerParams(
           vmem_limit_bytes=max(need, _DEFAULT_VMEM)),
       interpret=interpret)(*args)
 
 
 def _vmem(num_blocks: int, n: int, c: int, dtype) -> int:
-  """Bytes of on-chip memory that a kernel needs, rather too many.
+  """Estimates the bytes of on-chip memory that a kernel needs, generously.
 
-  Blocks [n, c] are there twice, the next example's being fetched; of a head,
-  some arrays [n, n] of float32 are alive. Both are padded to tiles.
+  Each block [n, c] exists twice, because the next example's is being fetched.
+  Up to eight float32 arrays [n, n] of a head are alive. Both are padded to
+  tiles.
   """
   n, lanes = -(-n // 16) * 16, -(-n // 128) * 128
   blocks = 2 * num_blocks * n * -(-c // 128) * 128 * jnp.dtype(dtype).itemsize
@@ -177,13 +178,13 @@ def _vmem(num_blocks: int, n: int, c: int, dtype) -> int:
 
 
 def _heads(ref, num_heads):
-  """The columns of each head of a block [n, m d]."""
+  """Lists the columns of each head in a block [n, m d]."""
   d = ref.shape[1] // num_heads
   return [(slice(None), slice(i * d, (i + 1) * d)) for i in range(num_heads)]
 
 
 def _exponentials(q, k, scale, causal):
-  """float32[n, n], in [0, 1], and their sums, float32[n, 1]."""
+  """Returns unnormalized weights float32[n, n] in [0, 1] and sums [n, 1]."""
   logits = _dot(q, k, _ABT) * scale
   if causal:
     rows, columns = (
@@ -196,7 +197,7 @@ def _exponentials(q, k, scale, causal):
 def _forward_kernel(q, k, v, out, *, num_heads, scale, causal):
   for head in _heads(q, num_heads):
     weights, total = _exponentials(q[head], k[head], scale, causal)
-    # Dividing the few results is less work than dividing all weights.
+    # Dividing the [n, d] results is less work than dividing [n, n] weights.
     result = _dot(weights.astype(v.dtype), v[head], _AB) / total
     out[head] = result.astype(out.dtype)
 

@@ -9,6 +9,7 @@ from jax.extend import backend as jax_backend
 import jax.numpy as jnp
 
 from big_vision.layers.attention import favor
+from big_vision.layers.attention import features
 from big_vision.layers.attention import fused
 from big_vision.layers.attention import local
 from big_vision.layers.attention import memory_efficient
@@ -83,7 +84,7 @@ def cudnn(q, k, v, *, mask=None, bias=None, causal=False, scale=None):
 
 registry.register("memory_efficient")(memory_efficient.memory_efficient)
 registry.register("linear", any_mask=False)(favor.linear)
-registry.register("favor", any_mask=False, draw=favor.draw_projection)(
+registry.register("favor", any_mask=False, draw=features.draw_projection)(
     favor.favor)
 registry.register("fused")(fused.fused)
 registry.register("local", any_mask=False)(local.local)

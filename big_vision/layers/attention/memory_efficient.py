@@ -1,48 +1,48 @@
-"""Exact attention in memory linear in the length: logits a chunk at a time.
+"""Exact attention in memory linear in the length: logits in small chunks.
 
-Dimensions: b batch, n queries, s keys, m heads of the queries, k of keys and
-values, g = m / k query heads to each of those, d features of a head, i j
-queries and keys of a chunk.
+Dimensions: b batch, n queries, s keys, m heads of queries, k heads of keys and
+values, g = m / k heads of queries for each of those, d features of a head, i
+queries of a chunk, j keys of a chunk.
 """
 
 import jax
 import jax.numpy as jnp
 
-# What masked logits are: finite, so that a row that is masked altogether is a
-# mean and not NaN.
+# Value of masked logits. It is finite, so that a fully masked row gives a mean
+# and not NaN.
 LOWEST = 0.7 * float(jnp.finfo(jnp.float32).min)
 
 
 def memory_efficient(
     q, k, v, *, mask=None, bias=None, causal=False, scale=None,
     query_chunk_size: int = 512, key_chunk_size: int = 512):
-  """Softmax attention over chunks of queries and, for each, chunks of keys.
+  """Computes softmax attention over chunks of queries and of keys.
 
-  A chunk of queries meets one chunk of keys after the other; what is kept is a
-  running maximum, the sum of weights and the weighted sum of values. The
-  backward pass computes the logits again, so that nothing of the size n s is
-  kept for it. Chunks are of nearly equal size and need not divide the lengths.
+  Each chunk of queries visits the chunks of keys in turn and keeps a running
+  maximum, the sum of weights and the weighted sum of values. The backward pass
+  computes the logits again, so that nothing of size n s is stored for it.
+  Chunks have nearly equal sizes and need not divide the lengths.
 
   Args:
     q: [b, n, m, d].
     k: [b, s, k, d].
     v: [b, s, k, d].
-    mask: bool, four axes that are 1 or those of [b, m, n, s]; or None.
-    bias: float, axes as of the mask; or None.
-    causal: query i sees keys 0..i only; chunks that nobody sees cost nothing
-      unless there is a mask too.
-    scale: None is 1 / sqrt(d).
-    query_chunk_size: most queries of a chunk.
-    key_chunk_size: most keys of a chunk.
+    mask: bool with four axes, each 1 or that of [b, m, n, s]; or None.
+    bias: float with the same axes; or None.
+    causal: Whether query i sees keys 0..i only. Chunks that no query sees cost
+      nothing unless there is a mask too.
+    scale: Factor of the logits; None is 1 / sqrt(d).
+    query_chunk_size: Largest number of queries in a chunk.
+    key_chunk_size: Largest number of keys in a chunk.
 
   Returns:
     [b, n, m, d], dtype of `q`; weights and sums are float32.
 
   Raises:
-    ValueError: a chunk's size below 1.
+    ValueError: the size of a chunk is below 1.
 
-  Source: arXiv:2112.05682, Algorithm of Section 2 and the chunks of Section 4;
-  the released code wants lengths that its chunks divide, this does not.
+  Source: arXiv:2112.05682, Sections 2 and 4. Unlike in the released code,
+  chunks need not divide the lengths.
   """
   b, n, m, d = q.shape
   _, s, heads, _ = k.shape
@@ -61,14 +61,14 @@ def memory_efficient(
 
   keys, values = _split(k, 1, j), _split(v, 1, j)
 
-  def of_queries(_, chunk):
-    """Attention of a chunk of queries, [b, i, k, g, d]."""
+  def attend_queries(_, chunk):
+    """Computes attention for a chunk of queries, [b, i, k, g, d]."""
     q_idx, q, per_query = chunk
     rows = q_idx * i + jnp.arange(i)
     per_key, for_all_keys = _split_tables(
         {**for_all_queries, **per_query}, 4, j)
 
-    def of_keys(carry, chunk):
+    def add_keys(carry, chunk):
       k_idx, k, v, per_key = chunk
       tables = {**for_all_keys, **per_key}
       columns = k_idx * j + jnp.arange(j)
@@ -80,10 +80,10 @@ def memory_efficient(
         logits = jnp.where(tables["mask"], logits, LOWEST)
       if causal:
         logits = jnp.where(columns <= rows[:, None], logits, LOWEST)
-      # What fills up the last chunk is no key at all, in masked rows neither.
+      # Padding of the last chunk never counts, not even in fully masked rows.
       logits = jnp.where(columns < s, logits, -jnp.inf)
       total, weight, top = carry
-      # The result does not depend on it; the gradient need not pass.
+      # The result does not depend on the maximum, so neither does its gradient.
       new_top = jax.lax.stop_gradient(
           jnp.maximum(top, jnp.max(logits, axis=-1)))
       decay = jnp.exp(top - new_top)
@@ -94,32 +94,32 @@ def memory_efficient(
       weight = decay * weight + jnp.sum(weights, axis=-1)
       return (total, weight, new_top), None
 
-    def visible(carry, chunk):
+    def add_visible_keys(carry, chunk):
       if not causal or mask is not None:
-        return of_keys(carry, chunk)
+        return add_keys(carry, chunk)
       return jax.lax.cond(
-          chunk[0] * j <= rows[-1], of_keys, lambda carry, _: (carry, None),
+          chunk[0] * j <= rows[-1], add_keys, lambda carry, _: (carry, None),
           carry, chunk)
 
     shape = (b, heads, m // heads, i)
-    # Below LOWEST: a bias may be lower than what is masked.
+    # Start below LOWEST, because a bias may be lower than masked logits.
     first = (jnp.zeros((*shape, d)), jnp.zeros(shape),
              jnp.full(shape, jnp.finfo(jnp.float32).min))
     (total, weight, _), _ = jax.lax.scan(
-        jax.checkpoint(visible, prevent_cse=False), first,
+        jax.checkpoint(add_visible_keys, prevent_cse=False), first,
         (jnp.arange(num_key_chunks), keys, values, per_key))
     out = jnp.moveaxis(total / weight[..., None], 3, 1)
     return None, out.reshape(b, i, m, d).astype(q.dtype)
 
   _, out = jax.lax.scan(
-      jax.checkpoint(of_queries, prevent_cse=False), None,
+      jax.checkpoint(attend_queries, prevent_cse=False), None,
       (jnp.arange(num_query_chunks),
        _split(q.reshape(b, n, heads, m // heads, d), 1, i), per_query))
   return out.swapaxes(0, 1).reshape(b, -1, m, d)[:, :n]
 
 
 def _chunks(length, size, name):
-  """How large chunks of nearly equal size are, at most `size`; their number."""
+  """Returns (size, number) of chunks of nearly equal size, at most `size`."""
   if size < 1:
     raise ValueError(f"{name} must be at least 1, it is {size}.")
   num_chunks = -(-length // size)
@@ -127,7 +127,7 @@ def _chunks(length, size, name):
 
 
 def _split(x, axis, size):
-  """Chunks along `axis` as a new first one, the last filled up with zeros."""
+  """Moves chunks along `axis` to a new first axis; pads the last with zeros."""
   fill = [(0, 0)] * x.ndim
   fill[axis] = 0, -x.shape[axis] % size
   x = jnp.pad(x, fill)
@@ -136,7 +136,7 @@ def _split(x, axis, size):
 
 
 def _split_tables(tables, axis, size):
-  """Tables that have `axis`, split; those that are the same all along it."""
+  """Splits tables along `axis`; also returns those that broadcast along it."""
   return ({name: _split(x, axis, size) for name, x in tables.items()
            if x.shape[axis] > 1},
           {name: x for name, x in tables.items() if x.shape[axis] == 1})

@@ -24,19 +24,20 @@ def open_source(
     path: str, split: str, factor: int = 1, skip: int = 1,
     white_background: bool = True, pixel_center: bool = False,
     near: float = 2.0, far: float = 6.0) -> scenes.Scene:
-  """A scene in the Blender format.
+  """Opens a scene in the Blender format.
 
   Args:
-    path: its folder.
-    split: "train", "val", "test".
-    factor: makes images smaller; the published `half_res` is 2.
-    skip: take every so-manieth image, from the first one.
-    white_background: or black, behind what is transparent.
-    pixel_center: see `cameras.Camera`.
-    near, far: along rays; the published scenes are between 2 and 6.
+    path: Folder of the scene.
+    split: "train", "val" or "test".
+    factor: Factor by which images shrink; the published `half_res` is 2.
+    skip: Stride over the images; 8 takes every eighth, from the first one on.
+    white_background: Whether transparent pixels show white rather than black.
+    pixel_center: Whether rays pass through pixel centres, see `cameras.Camera`.
+    near, far: Range of distances along rays; published scenes lie between 2
+      and 6.
 
   Raises:
-    ConfigError: no such folder or split, an impossible factor or skip.
+    ConfigError: the folder or split does not exist, or an option is invalid.
     DataError: the JSON is damaged or images are missing; names them.
   """
   scenes.check_factor(factor)
@@ -48,10 +49,11 @@ def open_source(
         f"near={near}, far={far}: 0 <= near < far is needed.")
   fname = os.path.join(path, f"transforms_{split}.json")
   if not os.path.exists(fname):
-    found = sorted(os.listdir(path)) if os.path.isdir(path) else "no folder"
+    found = (f"the folder has {sorted(os.listdir(path))[:10]}"
+             if os.path.isdir(path) else f"{path} is not a folder")
     raise config_lib.ConfigError(
-        f"There is no {fname}; {path} is {found}. A scene in the Blender "
-        "format has transforms_{train,val,test}.json; python -m "
+        f"There is no {fname}; {found}. A scene in the Blender format has "
+        "transforms_{train,val,test}.json; python -m "
         "big_vision.tools.make_scene makes one.")
   angle, files, poses = _read(fname)
   images = [os.path.join(path, f"{file}.png") for file in files[::skip]]
@@ -59,10 +61,11 @@ def open_source(
   h, w = scenes.image_size(images[0])
   if min(h, w) < factor:
     raise config_lib.ConfigError(
-        f"factor={factor} leaves nothing of images of {h} x {w} pixels.")
+        f"factor={factor} is larger than the images, which are {h} x {w} "
+        "pixels.")
   camera = cameras.Camera(
-      h // factor, w // factor, 0.5 * w / np.tan(0.5 * angle) / factor,
-      pixel_center)
+      height=h // factor, width=w // factor,
+      focal=0.5 * w / np.tan(0.5 * angle) / factor, pixel_center=pixel_center)
   distances = [f"{image.removesuffix('.png')}_distance.npy" for image in images]
   known = factor == 1 and all(map(os.path.exists, distances))
   return scenes.Scene(
@@ -73,7 +76,7 @@ def open_source(
 
 
 def _read(fname: str) -> tuple[float, list[str], np.ndarray]:
-  """(angle of view, files, poses float64[n, 3, 4]) of a transforms_*.json."""
+  """Reads (angle of view, files, poses float64[n, 3, 4]) from a JSON file."""
   try:
     with open(fname, encoding="utf-8") as file:
       content = json.load(file)
@@ -87,8 +90,8 @@ def _read(fname: str) -> tuple[float, list[str], np.ndarray]:
         [frame["transform_matrix"] for frame in frames], np.float64)
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise core.DataError(
-        f"{fname} lacks what the Blender format has (camera_angle_x; frames "
-        f"with file_path, transform_matrix): {error!r}.") from error
+        f"{fname} is not in the Blender format, which has camera_angle_x, and "
+        f"frames with file_path and transform_matrix: {error!r}.") from error
   if not frames:
     raise core.DataError(f"{fname} has no frames.")
   if not 0 < angle < np.pi:
@@ -96,8 +99,8 @@ def _read(fname: str) -> tuple[float, list[str], np.ndarray]:
         f"{fname}: camera_angle_x is {angle}; radians in (0, pi) are needed.")
   if poses.shape != (len(frames), 4, 4):
     raise core.DataError(
-        f"{fname}: transform_matrix must be 4 x 4; all of them together are "
-        f"{poses.shape}.")
+        f"{fname}: every transform_matrix must be 4 x 4; all of them together "
+        f"have shape {poses.shape}.")
   rotations = poses[:, :3, :3]
   # Published matrices are rounded to float32.
   is_rotation = np.abs(
@@ -105,6 +108,6 @@ def _read(fname: str) -> tuple[float, list[str], np.ndarray]:
   if not np.all(is_rotation & (np.linalg.det(rotations) > 0)):
     bad = int(np.argmin(is_rotation & (np.linalg.det(rotations) > 0)))
     raise core.DataError(
-        f"{fname}: transform_matrix of {files[bad]!r} does not rotate: "
+        f"{fname}: the transform_matrix of {files[bad]!r} is not a rotation: "
         f"{rotations[bad].tolist()}.")
   return angle, files, poses[:, :3]

@@ -11,13 +11,13 @@ import numpy as np
 
 
 class Camera(NamedTuple):
-  """What all cameras of a scene have in common; numbers of Python.
+  """The lens and sensor that all cameras of a scene share; Python numbers.
 
   Attributes:
     height, width: Size of the image, pixels.
-    focal: length, pixels; the axis goes through the middle of the image.
-    pixel_center: whether a ray goes through the centre of its pixel, and not
-      through its upper left corner, as in the published code of NeRF.
+    focal: Focal length, pixels; the axis meets the middle of the image.
+    pixel_center: Whether a ray passes through the centre of its pixel. If not,
+      it passes through the upper left corner, as in NeRF's published code.
   """
   height: int
   width: int
@@ -26,7 +26,7 @@ class Camera(NamedTuple):
 
 
 def pixel_rays(camera: Camera, pose, pixel):
-  """The rays that pixels see, in world coordinates.
+  """Computes the rays that pixels see, in world coordinates.
 
   Args:
     camera: Camera that all rays share.
@@ -34,8 +34,9 @@ def pixel_rays(camera: Camera, pose, pixel):
     pixel: int32[b], row * width + column.
 
   Returns:
-    {"origin": float32[b, 3], "direction": float32[b, 3]}. Directions have
-    length 1 along the camera's axis, and so are longer than 1 off it.
+    {"origin": float32[b, 3], "direction": float32[b, 3]}. The component of a
+    direction along the camera's axis has length 1, so that directions away from
+    the axis are longer.
 
   Source: bmild/nerf `get_rays`; JaxNeRF `_generate_rays`.
   """
@@ -52,17 +53,18 @@ def pixel_rays(camera: Camera, pose, pixel):
 
 
 def look_at(position, target, up) -> np.ndarray:
-  """The pose float64[3, 4] of a camera at `position` that sees `target`.
+  """Returns the pose, float64[3, 4], of a camera that looks at `target`.
 
   Raises:
-    ValueError: `up` is along the line of sight.
+    ValueError: `up` is parallel to the line of sight.
   """
   position = np.asarray(position, np.float64)
   backward = position - np.asarray(target, np.float64)
   right = np.cross(up, backward)
   if np.linalg.norm(right) < 1e-9 * np.linalg.norm(backward):
     raise ValueError(
-        f"A camera at {position} that looks at {target} cannot have {up} up.")
+        f"A camera at {position} that looks at {target} needs another up than "
+        f"{up}, which is parallel to its line of sight.")
   backward /= np.linalg.norm(backward)
   right /= np.linalg.norm(right)
   return np.stack(
@@ -70,11 +72,12 @@ def look_at(position, target, up) -> np.ndarray:
 
 
 def orbit(poses, num_frames: int) -> np.ndarray:
-  """Poses on a circle around the z axis, as the path of the Blender scenes.
+  """Returns poses on a circle around the z axis, the path of Blender scenes.
 
   Args:
-    poses: float[n, 3, 4] of cameras; the circle has their mean distance from
-      the origin and looks at it from 30 degrees above, as published.
+    poses: float[n, 3, 4], poses of the scene's cameras. The circle is at their
+      mean distance from the origin and looks at it from 30 degrees above, as
+      published.
     num_frames: Number of frames in a whole turn.
 
   Returns:
@@ -92,20 +95,21 @@ def orbit(poses, num_frames: int) -> np.ndarray:
 
 
 def spiral(poses, focus: float, num_frames: int, turns: int = 2) -> np.ndarray:
-  """Poses on a spiral through forward-facing cameras, as the path of LLFF.
+  """Returns poses on a spiral around forward-facing cameras, LLFF's path.
 
   Args:
-    poses: float[n, 3, 4], of cameras that look in about the same direction.
-    focus: distance in front of their mean at which all of them look.
+    poses: float[n, 3, 4], poses of cameras that look in about the same
+      direction.
+    focus: Distance in front of the mean camera at which all frames look.
     num_frames: Number of frames in the path, which ends where it begins.
-    turns: around its axis.
+    turns: Number of turns around the axis.
 
   Returns:
     float32[num_frames, 3, 4].
 
-  Source: bmild/nerf `render_path_spiral`: radii are the 90th percentiles of
-  the cameras' distances from their mean, times (1, -1, -.5) and half speed
-  along the axis.
+  Source: bmild/nerf `render_path_spiral`. The radii are the 90th percentiles of
+  the cameras' distances from their mean; the motion along the axis is `turns`
+  times slower than the turns.
   """
   mean = average(poses)
   radii = np.percentile(np.abs(poses[:, :, 3] - mean[:, 3]), 90, axis=0)
@@ -120,7 +124,11 @@ def spiral(poses, focus: float, num_frames: int, turns: int = 2) -> np.ndarray:
 
 
 def average(poses) -> np.ndarray:
-  """The mean camera, float64[3, 4]: mean position, sums of axes made square."""
+  """Returns the mean camera, float64[3, 4].
+
+  It is at the mean position and looks along the mean axis; its up axis is the
+  mean one, made orthogonal to that.
+  """
   poses = np.asarray(poses, np.float64)
   position = poses[:, :, 3].mean(axis=0)
   backward = poses[:, :, 2].sum(axis=0)

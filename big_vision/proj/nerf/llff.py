@@ -1,7 +1,8 @@
 """The LLFF format: photographs with cameras from structure-from-motion.
 
   FOLDER/poses_bounds.npy
-  FOLDER/images/*.jpg, and images_8/*.png if they were made smaller before
+  FOLDER/images/*.jpg
+  FOLDER/images_8/*.png, smaller copies, if there are any
 
 A row of poses_bounds.npy has 17 numbers: a 3 x 5 matrix, [R | o | (height,
 width, focal)], whose rotation has the axes (down, right, backward), and the
@@ -20,8 +21,8 @@ from big_vision.proj.nerf import cameras
 from big_vision.proj.nerf import scenes
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-# Scenes are scaled so that the nearest point is at 1 / 0.75: the near plane of
-# NDC, at 1, then cuts nothing off.
+# Scenes are scaled so that the nearest point is at distance 1 / 0.75: then the
+# near plane of normalized device coordinates, at 1, cuts nothing off.
 _BOUND_SCALE = 0.75
 
 
@@ -29,23 +30,24 @@ def open_source(
     path: str, split: str, factor: int = 8, hold_out: int = 8,
     spherify: bool = False, ndc: bool = True, pixel_center: bool = False
 ) -> scenes.Scene:
-  """A scene in the LLFF format.
+  """Opens a scene in the LLFF format.
 
   Args:
-    path: its folder.
-    split: "test" is every `hold_out`-th image, from the first one; "train" the
-      others.
-    factor: Factor by which images are made smaller; the folder images_{factor}
-      is used if it exists.
-    hold_out: see split.
-    spherify: for cameras all around a thing: puts it into the middle, and the
-      cameras about a unit sphere. Otherwise the mean camera is the world's.
-    ndc: whether rays will be used in normalized device coordinates, where the
-      scene is between 0 and 1; must be said to the trainer too.
-    pixel_center: see `cameras.Camera`.
+    path: Folder of the scene.
+    split: "test" for every `hold_out`-th image, from the first one on; "train"
+      for the others.
+    factor: Factor by which images shrink; the folder images_{factor} is used if
+      it exists.
+    hold_out: Stride of the images that are held out for testing.
+    spherify: Whether the cameras stand around an object: moves the object to
+      the origin and the cameras to about the unit sphere. Otherwise world
+      coordinates are those of the mean camera.
+    ndc: Whether rays are rendered in normalized device coordinates, where the
+      scene lies between 0 and 1; the trainer needs the same setting.
+    pixel_center: Whether rays pass through pixel centres, see `cameras.Camera`.
 
   Raises:
-    ConfigError: no such folder or split, `ndc` of cameras all around.
+    ConfigError: the folder or split does not exist, or an option is invalid.
     DataError: poses_bounds.npy is damaged, or does not belong to the images.
   """
   scenes.check_factor(factor)
@@ -54,39 +56,41 @@ def open_source(
         f"LLFF has no split {split!r}; it has 'train' and 'test'.")
   if not isinstance(hold_out, int) or hold_out < 2:
     raise config_lib.ConfigError(
-        f"hold_out={hold_out!r}; every so-manieth image is held out, at least "
-        "every second.")
+        f"hold_out={hold_out!r} must be an integer of at least 2: 8 holds out "
+        "every eighth image.")
   if spherify and ndc:
     raise config_lib.ConfigError(
         "ndc=True is for cameras that all look forward, spherify=True for "
-        "cameras all around; set one of them.")
+        "cameras around an object; set one of them.")
   images, stored = _find_images(path, factor)
   poses, (height, width, focal), bounds = _read(path, len(images))
   scale = 1 / (bounds.min() * _BOUND_SCALE)
   poses[:, :, 3] *= scale
   bounds = bounds * scale
   if spherify:
-    # Not recentered first, as the published code does: that only turns the
-    # result about z, and cameras on a whole ring have no mean.
+    # The published code recenters first. That only turns the result about z,
+    # and cameras on a full circle have no mean direction.
     poses, radius_scale = spherify_poses(poses)
     bounds = bounds * radius_scale
   else:
     poses = recenter(poses)
-  # As published: between 0.9 times the nearest and 5 times the farthest.
+  # As published: a harmonic mean of 0.9 times the nearest distance and 5 times
+  # the farthest.
   focus = 1 / (0.25 / (0.9 * bounds.min()) + 0.75 / (5 * bounds.max()))
   near, far = (0.0, 1.0) if ndc else (0.9 * bounds.min(), bounds.max())
   h, w = scenes.image_size(images[0])
-  if stored == factor:  # Made smaller before; sizes may have been rounded.
+  if stored == factor:  # These are smaller copies; sizes may be rounded.
     h, w, left = h, w, 1
   else:
     h, w, left = h // factor, w // factor, factor
   if not (abs(h - height / factor) < 1 and abs(w - width / factor) < 1):
     raise core.DataError(
-        f"{images[0]} makes images of {h} x {w} at factor={factor}; "
-        f"{os.path.join(path, 'poses_bounds.npy')} has cameras of "
-        f"{height:g} x {width:g}, divided by it {height / factor:g} x "
+        f"{images[0]} gives images of {h} x {w} pixels at factor={factor}; the "
+        f"cameras of {os.path.join(path, 'poses_bounds.npy')} have "
+        f"{height:g} x {width:g}, which gives {height / factor:g} x "
         f"{width / factor:g}.")
-  camera = cameras.Camera(h, w, focal / factor, pixel_center)
+  camera = cameras.Camera(
+      height=h, width=w, focal=focal / factor, pixel_center=pixel_center)
   chosen = [i for i in range(len(images))
             if (i % hold_out == 0) == (split == "test")]
   return scenes.Scene(
@@ -95,22 +99,29 @@ def open_source(
 
 
 def _find_images(path: str, factor: int) -> tuple[list[str], int]:
-  """(files in their order, by what factor they were made smaller before)."""
+  """Finds the images: (sorted files, factor by which they are smaller)."""
   for folder, stored in ((f"images_{factor}", factor), ("images", 1)):
     folder = os.path.join(path, folder)
     if os.path.isdir(folder):
       files = [os.path.join(folder, name) for name in sorted(os.listdir(folder))
                if name.lower().endswith(_SUFFIXES)]
       if not files:
-        raise core.DataError(f"{folder} has no images {_SUFFIXES}.")
+        raise core.DataError(
+            f"{folder} has no images with a suffix of {list(_SUFFIXES)}.")
       return files, stored
   raise config_lib.ConfigError(
-      f"{path} has neither a folder images_{factor} nor images. A scene in the "
-      "LLFF format has poses_bounds.npy and images.")
+      f"{path} has neither a folder images_{factor} nor a folder images. A "
+      "scene in the LLFF format has poses_bounds.npy and images.")
 
 
 def _read(path: str, num_images: int):
-  """(poses float64[n, 3, 4] in our axes, (h, w, focal), bounds [n, 2])."""
+  """Reads poses_bounds.npy.
+
+  Returns:
+    poses: float64[n, 3, 4], in the convention of `cameras`.
+    size: (height, width, focal) of all cameras.
+    bounds: float64[n, 2], nearest and farthest distance of each camera.
+  """
   fname = os.path.join(path, "poses_bounds.npy")
   try:
     rows = np.asarray(np.load(fname, allow_pickle=False), np.float64)
@@ -118,7 +129,7 @@ def _read(path: str, num_images: int):
     raise core.DataError(f"{fname} cannot be read: {error}") from error
   if rows.ndim != 2 or rows.shape[1] != 17:
     raise core.DataError(
-        f"{fname} is an array of shape {rows.shape}; LLFF has [images, 17].")
+        f"{fname} has shape {rows.shape}; the LLFF format has (images, 17).")
   if len(rows) != num_images:
     raise core.DataError(
         f"{fname} has {len(rows)} cameras, but there are {num_images} images "
@@ -133,42 +144,43 @@ def _read(path: str, num_images: int):
   sizes = matrices[:, :, 4]
   if np.abs(sizes - sizes[0]).max() > 1e-3 * sizes[0].max():
     raise core.DataError(
-        f"{fname}: all cameras must have one size and focal length; there are "
-        f"{np.unique(sizes.round(3), axis=0).tolist()}.")
+        f"{fname}: all cameras must share one (height, width, focal length); "
+        f"there are {np.unique(sizes.round(3), axis=0).tolist()}.")
   down, right, backward, position = np.moveaxis(matrices[:, :, :4], 2, 0)
   poses = np.stack([right, -down, backward, position], axis=2)
   return poses, tuple(sizes[0]), bounds
 
 
 def recenter(poses: np.ndarray) -> np.ndarray:
-  """Poses float64[n, 3, 4] in coordinates of their mean camera."""
+  """Moves poses float64[n, 3, 4] to the coordinates of their mean camera."""
   mean = _square(cameras.average(poses)[None])[0]
   return (np.linalg.inv(mean) @ _square(poses))[:, :3]
 
 
 def spherify_poses(poses: np.ndarray) -> tuple[np.ndarray, float]:
-  """Cameras all around a thing: it in the middle, they on a unit sphere.
+  """Moves an object that cameras look at to the origin; scales to unit radius.
 
-  The middle is the point nearest to all optical axes; up, z, is the mean way
-  from it to the cameras.
+  The centre of the object is the point nearest to all optical axes. The z axis
+  points from there to the mean position of the cameras.
 
   Args:
     poses: float64[n, 3, 4].
 
   Returns:
-    poses: float64[n, 3, 4], root mean square distance from the origin 1.
-    scale: Factor that distances were multiplied by.
+    poses: float64[n, 3, 4], with root mean square distance 1 from the origin.
+    scale: Factor by which distances were multiplied.
 
   Source: bmild/nerf `spherify_poses`.
   """
   axes, positions = poses[:, :, 2], poses[:, :, 3]
-  # Of what is orthogonal to the axis: sum of P (x - o) = 0.
+  # The point x of least squared distance to all axes solves sum P (x - o) = 0,
+  # where P projects onto the plane that is orthogonal to an axis.
   projections = np.eye(3) - axes[:, :, None] * axes[:, None, :]
   middle = np.linalg.solve(
       projections.sum(0), (projections @ positions[:, :, None]).sum(0)[:, 0])
   up = (positions - middle).mean(axis=0)
   up /= np.linalg.norm(up)
-  # Any two axes that are orthogonal to up; the published ones.
+  # Any two axes orthogonal to up would do; these are the published ones.
   x = np.cross([0.1, 0.2, 0.3], up)
   x /= np.linalg.norm(x)
   frame = np.stack([x, np.cross(up, x), up, middle], axis=1)
@@ -179,6 +191,6 @@ def spherify_poses(poses: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _square(poses: np.ndarray) -> np.ndarray:
-  """[n, 4, 4] of [n, 3, 4]."""
+  """Appends the row (0, 0, 0, 1): [n, 3, 4] -> [n, 4, 4]."""
   last = np.broadcast_to([0., 0, 0, 1], (len(poses), 1, 4))
   return np.concatenate([poses, last], axis=1)

@@ -1,7 +1,7 @@
-"""Volume rendering: where to look along rays, and what is seen. Pure functions.
+"""Volume rendering in pure functions: samples along rays and their colours.
 
-Dimensions: b rays, n samples along each. A ray is origin + t * direction, and
-directions have any length: distances in the world are t * |direction|.
+Dimensions: b rays, n samples along each. A ray is origin + t * direction.
+Directions have any length, so that distances in the world are t * |direction|.
 
 Source: arXiv:2003.08934, sections 4 and 5.2, appendix C; bmild/nerf.
 """
@@ -14,26 +14,26 @@ import jax.numpy as jnp
 
 from big_vision.layers import checks
 
-# Behind the last sample, space goes on for ever with its density.
+# Length of the interval behind the last sample, if it never ends.
 INFINITE = 1e10
 
 
 class Options(NamedTuple):
-  """How to render; `near`, `far`, `background` and `ndc` belong to a scene.
+  """Options of rendering; the scene gives near, far, background and ndc.
 
   Attributes:
     near, far: Range of t in which samples lie.
-    background: grey value in [0, 1] behind everything.
-    num_coarse: samples of the coarse field, evenly spread.
-    num_fine: samples more of the fine field, where the coarse one saw
-      something; with 0 there is no fine field.
-    noise_std: Standard deviation of Gaussian noise on raw density; in training
-      only.
-    last_interval: "infinite", as published: behind the last sample its density
-      goes on for ever, so that any density there is opaque. Or "far": it ends
-      at `far`.
-    ndc: None, or (height, width, focal) of the cameras: space is rendered in
-      normalized device coordinates, for scenes that all cameras look into.
+    background: Grey value in [0, 1] behind everything.
+    num_coarse: Number of samples of the coarse field, evenly spread.
+    num_fine: Number of additional samples of the fine field, placed where the
+      coarse field saw something; with 0 there is no fine field.
+    noise_std: Standard deviation of Gaussian noise on the raw density, in
+      training only.
+    last_interval: End of the last sample's interval. "infinite" never ends, as
+      published, so that any density there is opaque; "far" ends at `far`.
+    ndc: (height, width, focal) of the cameras to render in normalized device
+      coordinates, for cameras that all look forward; None for world
+      coordinates.
   """
   near: float
   far: float
@@ -46,10 +46,10 @@ class Options(NamedTuple):
 
 
 def check(options: Options):
-  """Raises ValueError for what cannot be rendered."""
+  """Raises ValueError for invalid options."""
   checks.check_choice(
       "last_interval", options.last_interval, ("infinite", "far"))
-  # Importance sampling takes the intervals between midpoints of samples.
+  # Importance sampling needs at least one interval between two midpoints.
   if options.num_coarse < 3 or options.num_fine < 0 or options.noise_std < 0:
     raise ValueError(
         f"num_coarse={options.num_coarse} must be 3 or more, num_fine="
@@ -59,20 +59,21 @@ def check(options: Options):
 def render(
     fields: Mapping[str, Callable], rays: Mapping[str, Any], options: Options,
     rng=None) -> dict[str, dict[str, Any]]:
-  """What each field sees along rays.
+  """Renders rays with a coarse field and, if there is one, a fine field.
 
   Args:
     fields: {"coarse": f, "fine": f}, or the first of them alone; each is
       (points [b, n, 3], directions [b, n, 3], noise) -> (density, rgb), see
       `mlp.Model`.
-    rays: {"origin": float32[b, 3], "direction": float32[b, 3]}, world.
-    options: see its class.
-    rng: Key of jitter and noise, for training; without it, samples are the
+    rays: {"origin": float32[b, 3], "direction": float32[b, 3]}, in world
+      coordinates.
+    options: Options of rendering.
+    rng: Key of jitter and noise, for training. Without it, samples are at the
       middles of their bins and nothing is random.
 
   Returns:
-    {field's name: what `composite` returns, with "distance" in world units
-    (with ndc: in those of ndc)}.
+    {name of a field: the dict that `composite` returns}. "distance" is in world
+    units, or with ndc in normalized device coordinates.
   """
   keys = [None] * 4 if rng is None else jax.random.split(rng, 4)
   viewed = normalize(rays["direction"])
@@ -80,7 +81,7 @@ def render(
   if options.ndc is not None:
     origin, direction = to_ndc(origin, direction, *options.ndc)
 
-  def look(name, t, rng_noise):
+  def render_field(name, t, rng_noise):
     points = origin[:, None] + t[..., None] * direction[:, None]
     noise = 0.0
     if rng_noise is not None and options.noise_std:
@@ -94,20 +95,20 @@ def render(
 
   t = stratified(
       keys[0], len(origin), options.num_coarse, options.near, options.far)
-  seen = {"coarse": look("coarse", t, keys[1])}
+  seen = {"coarse": render_field("coarse", t, keys[1])}
   if options.num_fine:
     more = importance(keys[2], t, seen["coarse"]["weights"], options.num_fine)
     t = jnp.sort(jnp.concatenate([t, more], axis=-1), axis=-1)
-    seen["fine"] = look("fine", t, keys[3])
+    seen["fine"] = render_field("fine", t, keys[3])
   return seen
 
 
 def stratified(rng, num_rays: int, num: int, near: float, far: float):
-  """One sample in each of `num` bins between near and far, Eq. 2.
+  """Draws one sample in each of `num` equal bins between near and far, Eq. 2.
 
   Args:
-    rng: each ray and bin draws its own place; None for the middles.
-    num_rays, num: shape of the result.
+    rng: Key; each ray and bin draws its own place. None takes the middles.
+    num_rays, num: Shape of the result.
     near, far: Range of t.
 
   Returns:
@@ -120,24 +121,24 @@ def stratified(rng, num_rays: int, num: int, near: float, far: float):
 
 
 def importance(rng, t, weights, num: int):
-  """Samples from where the weights are, section 5.2.
+  """Draws samples in proportion to weights along each ray, section 5.2.
 
-  The density is constant between the midpoints of samples, so the first and
-  the last weight, which have a midpoint on one side only, have no part in it.
-  No gradient flows through it.
+  Their distribution is constant between the midpoints of samples. The first and
+  the last weight have a midpoint on one side only and are left out. No gradient
+  flows through the samples.
 
   Args:
-    rng: Key of the samples; None for evenly spaced quantiles.
+    rng: Key of the samples; None takes evenly spaced quantiles.
     t: float32[b, n], ascending.
-    weights: float32[b, n], not negative.
-    num: samples of each ray.
+    weights: float32[b, n], non-negative.
+    num: Number of samples for each ray.
 
   Returns:
-    float32[b, num], in no order.
+    float32[b, num], unsorted.
   """
   t, weights = jax.lax.stop_gradient((t, weights))
   edges = 0.5 * (t[:, 1:] + t[:, :-1])  # n - 1 edges of n - 2 intervals.
-  pdf = weights[:, 1:-1] + 1e-5  # Where nothing was seen: evenly.
+  pdf = weights[:, 1:-1] + 1e-5  # Uniform where all weights are 0.
   cdf = jnp.cumsum(pdf / pdf.sum(axis=-1, keepdims=True), axis=-1)
   cdf = jnp.concatenate(
       [jnp.zeros_like(cdf[:, :1]), cdf[:, :-1], jnp.ones_like(cdf[:, :1])], -1)
@@ -155,29 +156,29 @@ def importance(rng, t, weights, num: int):
 
 
 def composite(density, rgb, t, length, *, far: float | None, background: float):
-  """Colour and distance seen along rays, Eq. 3.
+  """Composites samples along rays into colours and distances, Eq. 3.
 
-  Density and colour of a sample hold from it to the next one.
+  The density and colour of a sample extend from it to the next one.
 
   Args:
-    density: float32[b, n], per unit of length, not negative.
+    density: float32[b, n], per unit of length, non-negative.
     rgb: float32[b, n, 3] in [0, 1].
     t: float32[b, n], ascending.
-    length: float32[b], of the rays' directions.
-    far: where the last sample's density ends; None for never.
-    background: grey value of what is seen where nothing was in the way.
+    length: float32[b], lengths of the rays' directions.
+    far: End of the last sample's interval; None if it never ends.
+    background: Grey value behind everything.
 
   Returns:
     A dict of "rgb", float32[b, 3] in [0, 1]; "weights", float32[b, n], the
-    share of light that each sample sends; "opacity", float32[b], their sum;
-    "distance", float32[b], the mean of t * length with these weights, 0 where
-    all of them are 0.
+    share of a pixel's light that comes from each sample; "opacity", float32[b],
+    the sum of weights; "distance", float32[b], the weighted mean of t * length,
+    0 where all weights are 0.
   """
   last = (jnp.full_like(t[:, :1], INFINITE) if far is None
           else jnp.maximum(far - t[:, -1:], 0.0))
   delta = jnp.concatenate([t[:, 1:] - t[:, :-1], last], -1) * length[:, None]
   depth = density * delta
-  # Exclusive: nothing is in the way of the first sample.
+  # An exclusive sum: nothing blocks the first sample.
   before = jnp.cumsum(depth[:, :-1], axis=-1)
   before = jnp.concatenate([jnp.zeros_like(depth[:, :1]), before], axis=-1)
   weights = -jnp.expm1(-depth) * jnp.exp(-before)
@@ -193,21 +194,21 @@ def composite(density, rgb, t, length, *, far: float | None, background: float):
 def to_ndc(
     origin, direction, height: int, width: int, focal: float,
     near: float = 1.0):
-  """Rays in normalized device coordinates, for cameras that look along -z.
+  """Moves rays to normalized device coordinates; cameras look along -z.
 
-  The plane z = -near is at t = 0 and infinity at t = 1.
+  Rays meet the plane z = -near at t = 0 and reach infinity at t = 1.
 
   Args:
     origin, direction: float32[b, 3], in the coordinates of the mean camera.
-    height, width, focal: Sizes of the cameras, pixels.
-    near: distance of the near plane.
+    height, width, focal: Image size and focal length of the cameras, pixels.
+    near: Distance of the near plane.
 
   Returns:
     origin, direction: float32[b, 3].
 
   Source: arXiv:2003.08934, appendix C, Eq. 25 and 26.
   """
-  # To the near plane first, so that t begins there.
+  # Move origins to the near plane, so that t starts there.
   t = -(near + origin[:, 2:]) / direction[:, 2:]
   origin = origin + t * direction
   (ox, oy, oz), (dx, dy, dz) = origin.T, direction.T
@@ -219,5 +220,5 @@ def to_ndc(
 
 
 def normalize(x):
-  """float32[..., 3] of length 1; the input must not be 0."""
+  """Scales vectors [..., 3] to length 1; they must not be 0."""
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,9 +1,9 @@
-"""A scene: photographs of one thing, with their cameras.
+"""Scenes: photographs of one object or place, with their cameras.
 
-A scene is a source whose examples are rays: example i is pixel
-i mod (height * width), row by row, of the image i div (height * width), and has
-nothing but its number, "ray". What the number stands for, `poses` and
-`images()`, is on the devices, see `proj/nerf`.
+A scene is a source whose examples are rays. Example i holds only the number i,
+as "ray"; it stands for pixel i mod (height * width), counted row by row, of
+image i div (height * width). The cameras and images that turn the number into a
+ray and a colour are kept on the devices, see `radiance_field`.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from big_vision.proj.nerf import cameras
 
 
 class Scene(core.IndexSource):
-  """Images of one size and their cameras. Opening it reads no pixels.
+  """Images of one size and their cameras. Opening a scene reads no pixels.
 
   Args:
-    camera: Camera of all images.
+    camera: Camera that all images share.
     poses: float[n, 3, 4], camera-to-world, see `cameras`.
     fnames: Files of the images.
-    near, far: between which distances along a ray something may be.
-    focus: distance in front of the mean camera at which a path looks.
-    background: grey value in [0, 1] behind everything; images with alpha are
-      put before it when they are read.
-    factor: Factor by which stored images are larger than the camera's.
+    near, far: Range of distances along a ray that holds the whole scene.
+    focus: Distance in front of the mean camera at which a camera path looks.
+    background: Grey value in [0, 1] behind everything; images with alpha are
+      composited over it when they are read.
+    factor: Factor by which the stored images are larger than the camera's.
     distance_fnames: Files of known distances, see `distances`; None if unknown.
 
   Raises:
@@ -59,24 +59,27 @@ class Scene(core.IndexSource):
             f"{pixel % self.camera.width}")
 
   def images(self) -> np.ndarray:
-    """All images, float32[n, h, w, 3] in [0, 1], before the background.
+    """Reads all images: float32[n, h, w, 3] in [0, 1], over the background.
 
     Raises:
-      DataError: one cannot be read or has another size; names it.
+      DataError: a file is unreadable or of another size; names it.
     """
     size = (self.camera.height, self.camera.width)
     return np.stack([
-        before(shrink(read_image(fname), self._factor, size, fname),
-               self.background) for fname in self._fnames])
+        composite_over(
+            self.background,
+            shrink(read_image(fname), self._factor, size, fname))
+        for fname in self._fnames])
 
   def distances(self) -> np.ndarray | None:
-    """How far from the camera light comes from, where that is known.
+    """Reads the distance from the camera to what each pixel shows, if known.
 
     Returns:
-      float32[n, h, w], world units, NaN where there is nothing; or None.
+      float32[n, h, w], world units, NaN where a pixel shows the background; or
+      None for scenes without known distances.
 
     Raises:
-      DataError: a file cannot be read or has another size; names it.
+      DataError: a file is unreadable or of another size; names it.
     """
     if self._distance_fnames is None:
       return None
@@ -88,49 +91,49 @@ class Scene(core.IndexSource):
         raise core.DataError(f"{fname} cannot be read: {error}") from error
       if values.shape != (self.camera.height, self.camera.width):
         raise core.DataError(
-            f"{fname} has the shape {values.shape}; its image has "
+            f"{fname} has shape {values.shape}; its image has "
             f"{(self.camera.height, self.camera.width)}.")
       maps.append(values.astype(np.float32))
     return np.stack(maps)
 
 
 def open_scene(data) -> Scene:
-  """The scene that a config's `data` names.
+  """Opens the scene that a config's `data` names.
 
   Raises:
-    ConfigError: it names a source that is no scene.
-    ConfigError, DataError: as the source does.
+    ConfigError: the source is not a scene, or its options are invalid.
+    DataError: the scene's files are missing or damaged.
   """
   scene = registry.open_source(**data)
   if not isinstance(scene, Scene):
     raise config_lib.ConfigError(
-        f"data(name={data['name']!r}) is no scene with cameras; "
+        f"data(name={data['name']!r}) is not a scene with cameras; "
         "'proj.nerf.blender' and 'proj.nerf.llff' are.")
   return scene
 
 
 def read_image(fname: str) -> np.ndarray:
-  """float32[h, w, 3 or 4] in [0, 1] of an image file.
+  """Reads an image file: float32[h, w, 3 or 4] in [0, 1].
 
   Raises:
-    DataError: it is not there, damaged, or neither RGB nor RGBA of 8 bits.
+    DataError: the file is missing, damaged, or neither 8-bit RGB nor RGBA.
   """
   try:
     with Image.open(fname) as image:
       if image.mode not in ("RGB", "RGBA"):
         raise core.DataError(
-            f"{fname} is an image of mode {image.mode!r}; RGB or RGBA of 8 "
-            "bits is needed.")
+            f"{fname} is an image of mode {image.mode!r}; 8-bit RGB or RGBA is "
+            "needed.")
       return np.asarray(image, np.float32) / 255
   except (OSError, SyntaxError) as error:
     raise core.DataError(f"{fname} cannot be read: {error}") from error
 
 
 def image_size(fname: str) -> tuple[int, int]:
-  """(height, width) of an image file, from its header.
+  """Reads (height, width) from the header of an image file.
 
   Raises:
-    DataError: it is not there, or no image.
+    DataError: the file is missing or not an image.
   """
   try:
     with Image.open(fname) as image:
@@ -142,13 +145,14 @@ def image_size(fname: str) -> tuple[int, int]:
 def shrink(
     image: np.ndarray, factor: int, size: tuple[int, int], fname: str
 ) -> np.ndarray:
-  """Means over `factor` x `factor` pixels; colours count by their alpha.
+  """Averages blocks of `factor` x `factor` pixels, weighting colour by alpha.
 
   Args:
     image: float32[h, w, 3 or 4].
-    factor: a positive integer.
-    size: Size of the result; rows and columns that fill no pixel are cut off.
-    fname: for the message.
+    factor: Positive integer.
+    size: (height, width) of the result; rows and columns that do not fill a
+      block are cut off.
+    fname: Name of the file, for the error message.
 
   Raises:
     DataError: the image has another size.
@@ -157,7 +161,7 @@ def shrink(
   if (h // factor, w // factor) != size:
     raise core.DataError(
         f"{fname} is {h} x {w} pixels; the scene's images are "
-        f"{size[0] * factor} x {size[1] * factor}. All must be of one size.")
+        f"{size[0] * factor} x {size[1] * factor}. All must have one size.")
   cut = image[:size[0] * factor, :size[1] * factor].reshape(
       size[0], factor, size[1], factor, c)
   if c == 3 or factor == 1:
@@ -167,10 +171,11 @@ def shrink(
   return np.concatenate([colour / np.maximum(alpha, 1e-6), alpha], axis=-1)
 
 
-def before(image: np.ndarray, background: float) -> np.ndarray:
-  """float32[h, w, 3]: an image with alpha before a grey background.
+def composite_over(background: float, image: np.ndarray) -> np.ndarray:
+  """Composites an image over a grey background: float32[h, w, 3].
 
-  Alpha is straight, as PNG has it: colours are not multiplied by it yet.
+  Alpha is straight, as in PNG files: colours are not yet multiplied by it. An
+  image without alpha is returned unchanged.
   """
   if image.shape[-1] == 3:
     return image
@@ -179,14 +184,14 @@ def before(image: np.ndarray, background: float) -> np.ndarray:
 
 
 def check_factor(factor: int):
-  """Raises ConfigError unless images can be made smaller by it."""
+  """Raises ConfigError unless `factor` is a positive integer."""
   if not isinstance(factor, int) or factor < 1:
     raise config_lib.ConfigError(
-        f"factor={factor!r}: images are made smaller by a positive integer.")
+        f"factor={factor!r}: images shrink by a positive integer.")
 
 
 def check_files(fnames: Sequence[str], why: str):
-  """Raises DataError that names files that are not there."""
+  """Raises a DataError that names the files that do not exist."""
   missing = [fname for fname in fnames if not os.path.exists(fname)]
   if missing:
     raise core.DataError(

@@ -1,8 +1,9 @@
 """A radiance field without a network: density and colour at grid points.
 
-Source: arXiv:2111.11215 (DVGO), section 4, simplified: one grid, colours that
-do not depend on the direction, no mask of empty space. Density is activated
-after interpolation (section 4.2), so that edges can be sharp within a voxel.
+Source: arXiv:2111.11215 (DVGO), section 4, simplified: there is one grid,
+colours do not depend on the direction, and empty space is not skipped. Density
+is activated after interpolation (section 4.2), so that edges can be sharp
+within a voxel.
 """
 
 import math
@@ -13,13 +14,14 @@ import jax.numpy as jnp
 
 
 def interpolate(grid, points, bound: float):
-  """Trilinear interpolation in a grid over the cube [-bound, bound]^3.
+  """Interpolates trilinearly in a grid over the cube [-bound, bound]^3.
 
   Args:
-    grid: float32[g + 1, g + 1, g + 1, c]; the outermost are on the faces.
-    points: float32[..., 3], x, y, z; outside of the cube the value of its
-      nearest face is taken.
-    bound: half the length of the cube.
+    grid: float32[g + 1, g + 1, g + 1, c], values at grid points, the outermost
+      of which lie on the faces of the cube.
+    points: float32[..., 3], x, y, z; a point outside the cube gets the value at
+      the nearest point of its surface.
+    bound: Half the length of the cube.
 
   Returns:
     float32[..., c].
@@ -42,17 +44,17 @@ def interpolate(grid, points, bound: float):
 class Model(nn.Module):
   """A radiance field with the interface of `mlp.Model`.
 
-  Density is softplus(raw + b) for each voxel's length, b such that a voxel
-  begins with the opacity `alpha_init`; outside of the cube it is 0. Colour is
-  a sigmoid of what is stored.
+  Density is softplus(value + b) per length of a voxel, with b chosen such that
+  each voxel starts with the opacity `alpha_init`. Outside the cube it is 0.
+  Colour is the sigmoid of the interpolated values.
 
   Attributes:
-    size: voxels along each edge; there is one grid point more.
-    bound: half the length of the cube around the origin, world units.
-    alpha_init: opacity of a voxel before training, in (0, 1).
+    size: Number of voxels along each edge; there is one more grid point.
+    bound: Half the length of the cube around the origin, world units.
+    alpha_init: Opacity of a voxel before training, in (0, 1).
 
   Raises:
-    ValueError: while tracing, if one of them is not as it must be.
+    ValueError: while tracing, if an attribute is out of its range.
   """
   size: int = 128
   bound: float = 1.5
@@ -60,7 +62,7 @@ class Model(nn.Module):
 
   @nn.compact
   def __call__(self, points, directions, noise=0.0):
-    """See `mlp.Model`; directions make no difference."""
+    """Computes density and colour, see `mlp.Model`; ignores directions."""
     del directions
     if self.size < 1 or self.bound <= 0 or not 0 < self.alpha_init < 1:
       raise ValueError(
@@ -71,7 +73,7 @@ class Model(nn.Module):
     colour = self.param("colour", nn.initializers.zeros, (*shape, 3))
     value = interpolate(
         jnp.concatenate([density, colour], axis=-1), points, self.bound)
-    # DVGO, Eq. 9, of an interval of one voxel.
+    # DVGO, Eq. 9, for an interval as long as a voxel.
     shift = math.log(1 / (1 - self.alpha_init) - 1)
     voxel = 2 * self.bound / self.size
     inside = jnp.all(jnp.abs(points) <= self.bound, axis=-1)

@@ -1,9 +1,9 @@
-"""Pointer value retrieval, generated: values among which a pointer chooses.
+"""Pointer value retrieval: generated problems in which a pointer picks values.
 
-`datasets/generated.py` says how examples, splits and seeds are made.
+`datasets/generated.py` describes how examples, splits and seeds are made.
 
-Vocabulary of the forms that have tokens: 0 would be padding, of which there is
-none; the number v is the token v + 1.
+In the forms with tokens, the number v is the token v + 1; 0 would be padding,
+which does not occur.
 """
 
 import numpy as np
@@ -15,26 +15,26 @@ from big_vision.datasets import generated
 
 _NAME = "proj.pvr.problems"
 _DIGITS = 10
-# Which place of a 2 x 2 block, row by row, the digit at place 0 points to.
+# Index in a 2 x 2 block, counted row by row, that each first digit points to.
 _PLACE = (1, 1, 1, 1, 2, 2, 2, 3, 3, 3)
 
 
 def open_source(
     split: str, num_examples: int, form: str = "vector", seed: int = 0,
     **options) -> core.Source:
-  """Pointer value retrieval in one of its forms.
+  """Opens pointer value retrieval in one of its forms.
 
   Args:
     split: "train", "validation" or "test"; the images have no "validation".
-    num_examples: how many.
+    num_examples: Number of examples.
     form: "vector", "compositional" or "image"; see the functions of these
       names.
-    seed: see `generated.GeneratedSource`.
+    seed: Seed of the problems, see `generated.GeneratedSource`.
     **options: Options of the form.
 
   Raises:
-    ConfigError: there is no such form, the form does not have an option, or it
-      is out of its range.
+    ConfigError: the form or an option is unknown, or an option is out of its
+      range.
   """
   if form not in _FORMS:
     raise config_lib.ConfigError(
@@ -48,7 +48,7 @@ def open_source(
 def vector(
     split: str, num_examples: int, seed: int, window: int = 1,
     aggregate: str = "mod_sum") -> core.Source:
-  """A pointer p and ten values; the label is made of those from value p on.
+  """Draws a pointer p and ten values; the label aggregates values from p on.
 
   All eleven are uniform digits. With a window of one, the label is value p.
 
@@ -60,18 +60,19 @@ def vector(
 
   Args:
     split: "train", "validation" or "test".
-    num_examples: how many.
-    seed: see `generated.GeneratedSource`.
-    window: how many values, in [1, 10]; after the last comes the first.
+    num_examples: Number of examples.
+    seed: Seed of the problems, see `generated.GeneratedSource`.
+    window: Number of values that count, in [1, 10]; the first value follows the
+      last.
     aggregate: Function of the values: "mod_sum" (their sum modulo 10), "min",
-      "max", "median" (rounded down) or "majority" (the most frequent, of
-      several the smallest).
+      "max", "median" (rounded down) or "majority" (the most frequent one, the
+      smallest in a tie).
 
   Raises:
-    ConfigError: an option out of its range.
+    ConfigError: an option is out of its range.
 
-  Source: arXiv:2107.12580, section 3. That the window goes on at the first
-    value, and how ties are broken, is our choice.
+  Source: arXiv:2107.12580, section 3. The wrapping of the window and the
+    breaking of ties are our choice.
   """
   return _Vector(split, num_examples, seed, window, aggregate)
 
@@ -79,15 +80,15 @@ def vector(
 def compositional(
     split: str, num_examples: int, seed: int, length: int = 16,
     min_hops: int = 1, max_hops: int = 4) -> core.Source:
-  """A chain of pointers, to be followed until one does not point ahead.
+  """Draws chains of pointers, followed until one does not point ahead.
 
-  Begin at place p = 0. While the number there is larger than p, go to the place
-  that it names. The number at which this ends is the label.
+  A chain starts at place p = 0. While the number there is larger than p, go to
+  the place that it names. The number at which this ends is the label.
 
-  An example with h hops has h distinct places among 1..length - 1, uniformly
-  drawn, in ascending order; the last number is uniform among those that do not
-  point ahead of it, and what the chain does not visit is uniform in
-  0..length - 1.
+  An example with h hops visits h distinct places among 1..length - 1, drawn
+  uniformly and visited in ascending order. The last number is uniform among
+  those that do not point ahead; numbers that the chain does not visit are
+  uniform in 0..length - 1.
 
   Examples have
     "tokens": int32[length], the numbers + 1, in 1..length.
@@ -97,14 +98,15 @@ def compositional(
 
   Args:
     split: "train", "validation" or "test".
-    num_examples: how many.
-    seed: see `generated.GeneratedSource`.
-    length: how many numbers, at least 2.
-    min_hops: lowest h, at least 1.
-    max_hops: highest h, at most length - 1; all are equally frequent.
+    num_examples: Number of examples.
+    seed: Seed of the problems, see `generated.GeneratedSource`.
+    length: Number of numbers, at least 2.
+    min_hops: Lowest number of hops, at least 1.
+    max_hops: Highest number of hops, at most length - 1; all are equally
+      frequent.
 
   Raises:
-    ConfigError: an option out of its range.
+    ConfigError: an option is out of its range.
 
   Source: conditional PVR of arXiv:2310.08866.
   """
@@ -112,7 +114,7 @@ def compositional(
 
 
 def image(split: str, num_examples: int, seed: int) -> core.Source:
-  """Four handwritten digits in a square; the first points to another.
+  """Puts four handwritten digits in a square; the first points to another.
 
   The digit at the top left points to the top right if it is 0 to 3, to the
   bottom left if it is 4 to 6, and to the bottom right if it is 7 to 9. The
@@ -124,13 +126,13 @@ def image(split: str, num_examples: int, seed: int) -> core.Source:
     "difficulty": int32[], 1: the hops.
 
   Args:
-    split: "train" or "test"; the digits are those of the same split of
-      "bv:digits", which is what keeps the splits disjoint here.
-    num_examples: how many.
-    seed: see `generated.GeneratedSource`.
+    split: "train" or "test"; the digits come from the same split of
+      "bv:digits", so that no digit is in both splits.
+    num_examples: Number of examples.
+    seed: Seed of the problems, see `generated.GeneratedSource`.
 
   Raises:
-    ConfigError: there is no such split.
+    ConfigError: the split does not exist.
 
   Source: visual PVR of arXiv:2107.12580, with scikit-learn's digits.
   """
@@ -196,7 +198,7 @@ class _Image(generated.GeneratedSource):
   def __init__(self, split, num_examples, seed):
     if split in self.splits:
       digits = arrays.digits(split)
-      # Its rows are in memory: all of them can be gathered at once.
+      # The digits are in memory already, so gather all of them at once.
       rows = digits.read(np.arange(len(digits)))
       self._images, self._labels = rows["image"].numpy(), rows["label"].numpy()
     super().__init__(
@@ -207,7 +209,7 @@ class _Image(generated.GeneratedSource):
     return rng.randint(0, len(self._labels), 4, np.int64)
 
   def belongs(self, problem):
-    return True  # No image is in both splits.
+    return True  # The digits of the two splits are disjoint.
 
   def solve(self, problem, difficulty):
     top_left, top_right, bottom_left, bottom_right = self._images[problem]

@@ -1,13 +1,13 @@
 """A convolutional autoencoder with a quantizer between its halves.
 
-Source: arXiv:2012.09841; architecture and names of CompVis/taming-transformers,
-which are those of DDPM (arXiv:2006.11239) without time.
+Source: arXiv:2012.09841. The architecture and parameter names follow
+CompVis/taming-transformers; it is that of DDPM (arXiv:2006.11239) without time
+embeddings.
 
 Dimensions: b batch, h w rows and columns, c channels.
 """
 
 from collections.abc import Sequence
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -17,21 +17,14 @@ import jax.numpy as jnp
 from big_vision.layers import attention as attention_lib
 from big_vision.layers import activation_sharding
 from big_vision.layers import checks
+from big_vision.proj.vqgan import group_norm
 from big_vision.proj.vqgan import quantizers
 
 
-def num_groups(channels: int) -> int:
-  """Of a GroupNorm: 32, as published, but none of fewer than 4 channels.
-
-  A single channel would lose its mean, and with it how bright an even patch is;
-  what is published has 4 and more. Fewer groups where so many do not divide.
-  """
-  return math.gcd(channels, min(32, max(1, channels // 4)))
-
-
 def normalize(x, name: str, dtype):
-  return nn.GroupNorm(num_groups(x.shape[-1]), epsilon=1e-6, dtype=dtype,
-                      name=name)(x)
+  """Applies a GroupNorm with the published epsilon."""
+  return nn.GroupNorm(group_norm.num_groups(x.shape[-1]), epsilon=1e-6,
+                      dtype=dtype, name=name)(x)
 
 
 def _conv(x, channels, name, dtype, side=3, **kw):
@@ -39,7 +32,7 @@ def _conv(x, channels, name, dtype, side=3, **kw):
 
 
 class ResnetBlock(nn.Module):
-  """Two normalized 3 x 3 convolutions beside a residual."""
+  """Two normalized 3 x 3 convolutions with a residual connection."""
   channels: int
   dropout: float = 0.0
   dtype: Any = jnp.float32
@@ -57,7 +50,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-  """All places look at each other, with one head, beside a residual."""
+  """Attention with one head among all positions, with a residual connection."""
   attention: str = "dense"
   dtype: Any = jnp.float32
 
@@ -73,20 +66,20 @@ class AttentionBlock(nn.Module):
 
 
 def downsample(x, name: str, dtype):
-  """Half the size: 3 x 3, padded by one at the bottom and right only."""
+  """Halves the size by a 3 x 3 convolution, padded at bottom and right."""
   x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
   return nn.Conv(x.shape[-1], (3, 3), strides=2, padding="VALID", dtype=dtype,
                  name=name)(x)
 
 
 def upsample(x, name: str, dtype):
-  """Twice the size: every pixel four times, then 3 x 3."""
+  """Doubles the size: repeats each pixel 2 x 2 times, then convolves 3 x 3."""
   x = x.repeat(2, axis=1).repeat(2, axis=2)
   return _conv(x, x.shape[-1], name, dtype)
 
 
 class Encoder(nn.Module):
-  """Images to vectors, float[b, H, W, c] -> float32[b, h, w, z_width]."""
+  """Encodes images: float[b, H, W, c] -> float32[b, h, w, z_width]."""
   width: int
   mults: Sequence[int]
   depth: int
@@ -114,9 +107,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """Vectors to images, the encoder the other way round, a block more a level.
+  """Decodes vectors to the features from which an image is made.
 
-  The last convolution is of `Model`, which needs it alone too.
+  It mirrors the encoder, with one more block in each level. The last
+  convolution belongs to `Model`, because the adversarial weight needs it alone.
   """
   width: int
   mults: Sequence[int]
@@ -143,7 +137,7 @@ class Decoder(nn.Module):
 
 
 def _middle(half, x, train):
-  """What encoder and decoder have at the smallest size."""
+  """Applies the blocks that encoder and decoder have at the smallest size."""
   x = ResnetBlock(x.shape[-1], half.dropout, half.dtype,
                   name="mid_block_1")(x, train)
   x = AttentionBlock(half.attention, half.dtype, name="mid_attn_1")(x)
@@ -152,23 +146,24 @@ def _middle(half, x, train):
 
 
 class Model(nn.Module):
-  """Images to codes and back.
+  """Maps images to codes and back.
 
   Attributes:
     channels: Number of channels of the images.
-    width: channels of the first level.
-    mults: channels of each level, in widths. Between levels the size halves,
-      so n of them have factor 2 ** (n - 1) from pixels to codes.
-    depth: residual blocks a level.
-    attn_factors: levels with attention, by how much smaller than the image they
-      are; (16,) is the level of 16 x 16 of an image of 256 x 256.
-    z_width: channels out of the encoder and into the decoder.
-    quantizer: see `quantizers.make`: "vq(num_codes=1024, width=256)",
-      "ema(...)" or "fsq(levels=(8, 5, 5, 5))".
-    dropout: rate, within residual blocks.
-    attention: implementation, see `attention.attend`.
-    dtype_mm: dtype of activations. Parameters, quantization and the images that
-      come out are float32 regardless.
+    width: Number of channels of the first level.
+    mults: Number of channels of each level, in multiples of `width`. The size
+      halves between levels, so that n levels give 2 ** (n - 1) pixels along the
+      side of a code.
+    depth: Number of residual blocks in each level of the encoder.
+    attn_factors: Levels with attention, given by their reduction of the image
+      size; (16,) is the level of 16 x 16 for images of 256 x 256.
+    z_width: Number of channels that leave the encoder and enter the decoder.
+    quantizer: Quantizer, see `quantizers.make`; for example
+      "vq(num_codes=1024, width=256)", "ema(...)" or "fsq(levels=(8, 5, 5, 5))".
+    dropout: Dropout rate within residual blocks.
+    attention: Implementation, see `attention.attend`.
+    dtype_mm: dtype of activations. Parameters, quantization and reconstructions
+      are float32 regardless.
   """
   channels: int = 3
   width: int = 128
@@ -195,12 +190,12 @@ class Model(nn.Module):
 
   @property
   def factor(self) -> int:
-    """Pixels along a side for one code."""
+    """Number of pixels along the side of a code."""
     return 2 ** (len(self.mults) - 1)
 
   @property
   def num_codes(self) -> int:
-    """How many different codes there are."""
+    """Number of different codes."""
     return quantizers.make(self.quantizer, parent=None).num_codes
 
   def __call__(self, image, *, train: bool = False):
@@ -208,25 +203,25 @@ class Model(nn.Module):
 
     Args:
       image: float32[b, H, W, c] in [-1, 1].
-      train: whether dropout acts (rng stream "dropout") and, of an `ema`
-        quantizer, the codebook follows, which is then to be mutable.
+      train: Whether dropout acts (rng stream "dropout") and an `ema` quantizer
+        updates its codebook, whose collection must then be mutable.
 
     Returns:
       reconstruction: float32[b, H, W, c], not limited to [-1, 1].
-      out: {"z": float32[b, h, w, d], before quantization, "codes":
-        int32[b, h, w], "losses": see `quantizers`, "head_input":
-        float32[b, H, W, width], what the last convolution sees}.
+      out: {"z": float32[b, h, w, d], vectors before quantization; "codes":
+        int32[b, h, w]; "losses": see `quantizers`; "head_input":
+        float32[b, H, W, width], input of the last convolution}.
 
     Raises:
-      ValueError: height or width are no multiple of the factor, or other
-        channels.
+      ValueError: the factor does not divide height and width, or the number of
+        channels is wrong.
     """
     quantized, out = self.encode(image, train=train)
     out["head_input"] = self.decoder(self.post_quant_conv(quantized), train)
     return self.conv_out(out["head_input"]), out
 
   def encode(self, image, *, train: bool = False):
-    """float32[b, H, W, c] -> float32[b, h, w, d] and `out`, see `__call__`."""
+    """Encodes: float32[b, H, W, c] -> float32[b, h, w, d], out."""
     checks.check_patches(
         image, self.factor, "The factor is 2 ** (len(mults) - 1).")
     if image.shape[-1] != self.channels:
@@ -238,20 +233,23 @@ class Model(nn.Module):
     return quantized, {"z": z, **out}
 
   def decode(self, quantized):
-    """float32[b, h, w, d] -> float32[b, H, W, c]."""
+    """Decodes vectors: float32[b, h, w, d] -> float32[b, H, W, c]."""
     return self.conv_out(self.decoder(self.post_quant_conv(quantized), False))
 
   def decode_codes(self, codes):
-    """int32[b, h, w] -> float32[b, H, W, c]."""
+    """Decodes codes: int32[b, h, w] -> float32[b, H, W, c]."""
     return self.decode(self.quantize.lookup(codes))
 
 
 def last_layer(params, head_input):
-  """The decoder's last convolution alone: its kernel decides the weight.
+  """Applies the decoder's last convolution alone.
+
+  The gradients of both losses with respect to its kernel set the weight of the
+  adversarial loss.
 
   Args:
     params: Parameters of `Model`, {"conv_out": {"kernel", "bias"}, ...}.
-    head_input: float32[b, H, W, width], of `out`.
+    head_input: float32[b, H, W, width], the entry of `out`.
 
   Returns:
     float32[b, H, W, c].

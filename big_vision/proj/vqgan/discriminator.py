@@ -1,9 +1,9 @@
-"""The discriminator of patches: each logit sees a part of the image.
+"""A discriminator of patches: each logit sees a part of the image.
 
-Source: arXiv:1611.07004; the form of CompVis/taming-transformers, with
-GroupNorm in the place of BatchNorm: statistics of a batch would mix examples,
-depend on how it is split for accumulation, and be states of their own that real
-and generated images update in turn.
+Source: arXiv:1611.07004, in the form of CompVis/taming-transformers, but with
+GroupNorm in place of BatchNorm. Batch statistics would mix examples, depend on
+how a batch is split for gradient accumulation, and add a state that real and
+generated images update in turn.
 
 Dimensions: b batch, h w rows and columns, c channels.
 """
@@ -14,17 +14,18 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from big_vision.layers import checks
-from big_vision.proj.vqgan import autoencoder
+from big_vision.proj.vqgan import group_norm
 
 
 class Model(nn.Module):
-  """A stack of 4 x 4 convolutions, the first `depth` of which have stride 2.
+  """Stacks 4 x 4 convolutions, the first `depth` of which have stride 2.
 
   With depth 3, a logit sees 70 x 70 pixels.
 
   Attributes:
-    width: channels of the first convolution; they double up to 8 times that.
-    depth: convolutions with stride 2.
+    width: Number of channels of the first convolution; it doubles from one to
+      the next, up to 8 times this.
+    depth: Number of convolutions with stride 2.
     dtype_mm: dtype of activations; the logits are float32.
   """
   width: int = 64
@@ -33,10 +34,12 @@ class Model(nn.Module):
 
   @nn.compact
   def __call__(self, image):
-    """float32[b, H, W, c] in [-1, 1] -> float32[b, h, w], positive if real.
+    """Judges patches: float32[b, H, W, c] in [-1, 1] -> float32[b, h, w].
+
+    Logits are positive for images that look real.
 
     Raises:
-      ValueError: the image is too small to leave a logit.
+      ValueError: the image is too small for a single logit.
     """
     dtype = checks.compute_dtype(self.dtype_mm)
     x = image
@@ -45,7 +48,7 @@ class Model(nn.Module):
                 stride=2 if i < self.depth else 1, use_bias=not i)
       if i:
         x = nn.GroupNorm(
-            autoencoder.num_groups(x.shape[-1]), dtype=dtype, name=f"norm_{i}",
+            group_norm.num_groups(x.shape[-1]), dtype=dtype, name=f"norm_{i}",
             scale_init=_scale)(x)
       x = nn.leaky_relu(x, 0.2)
     x = _conv(x, 1, "head", jnp.float32)

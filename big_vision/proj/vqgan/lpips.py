@@ -1,6 +1,6 @@
-"""LPIPS: a distance of images in the features of VGG-16, from a file.
+"""LPIPS: a distance between images in the features of VGG-16.
 
-The file is made, where the package is installed, by
+The weights come from a file. Where the package lpips is installed, make it by
 
   import lpips, numpy as np
   np.savez("lpips_vgg.npz", **{
@@ -20,17 +20,17 @@ import numpy as np
 
 from big_vision import weights as weights_lib
 
-# Places of the convolutions in torchvision's VGG-16; a slice ends with the
-# activation that is compared, and the next one starts with max-pooling.
+# Indices of the convolutions in torchvision's VGG-16. A slice ends with an
+# activation that is compared; the next one starts with max pooling.
 SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 CHANNELS = (64, 128, 256, 512, 512)
-# Of images in [-1, 1].
+# Normalization of images in [-1, 1].
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
 
 def expected_shapes() -> dict[str, tuple[int, ...]]:
-  """{name: shape} of what is read from the file."""
+  """Returns {name: shape} of the arrays that the file must have."""
   shapes, c_in = {}, 3
   for s, (places, c) in enumerate(zip(SLICES, CHANNELS), start=1):
     for place in places:
@@ -42,14 +42,14 @@ def expected_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def load(fname: str) -> dict[str, np.ndarray]:
-  """The arrays of the file, float32, under their names in it.
+  """Reads the weights: {name in the file: float32 array}.
 
   Args:
-    fname: local or remote, see `weights.read`.
+    fname: Local or remote file, see `weights.read`.
 
   Raises:
-    ValueError: the file is not such a one; names what is missing or of another
-      shape.
+    ValueError: the file is unreadable or has another layout; names arrays that
+      are missing or have the wrong shape.
   """
   try:
     stored = weights_lib.read(fname)
@@ -69,15 +69,15 @@ def load(fname: str) -> dict[str, np.ndarray]:
 
 
 def features(weights: Mapping, image):
-  """The five activations of VGG-16 that are compared.
+  """Computes the five activations of VGG-16 that are compared.
 
   Args:
     weights: Result of `load`.
-    image: float32[b, H, W, 3 or 1] in [-1, 1]; grey is taken as red, green and
-      blue alike.
+    image: float32[b, H, W, 3 or 1] in [-1, 1]; grey images count as RGB with
+      three equal channels.
 
   Returns:
-    A list of float32[b, h, w, c], with c of CHANNELS.
+    List of float32[b, h, w, c], with the c of CHANNELS.
   """
   x = (jnp.broadcast_to(image, (*image.shape[:-1], 3)) - _SHIFT) / _SCALE
   found = []
@@ -96,7 +96,7 @@ def features(weights: Mapping, image):
 
 
 def distance(weights: Mapping, a, b):
-  """float32[b], 0 for equal images; `a`, `b` as in `features`."""
+  """Computes LPIPS, float32[b], 0 for equal images; see `features`."""
   total = 0.0
   for i, (x, y) in enumerate(zip(features(weights, a), features(weights, b))):
     difference = (unit(x) - unit(y)) ** 2
@@ -107,6 +107,6 @@ def distance(weights: Mapping, a, b):
 
 
 def unit(x):
-  """Vectors of length 1 along the last axis."""
-  # Not max(length, eps): the root has no gradient at 0, where images agree.
+  """Scales vectors along the last axis to length 1."""
+  # 1e-20 is inside the root, which has no gradient at 0, where images agree.
   return x / (jnp.sqrt(jnp.sum(x ** 2, axis=-1, keepdims=True) + 1e-20) + 1e-10)

@@ -1,18 +1,18 @@
-"""From vectors to codes and back: learnt codebooks, and a fixed grid.
+"""Quantizers map vectors to codes and back, by learnt codebooks or a grid.
 
-A quantizer is a flax module. It maps float[b, h, w, d] to vectors that only
-take `num_codes` values, and tells which:
+A quantizer is a flax module. It maps float[b, h, w, d] to one of `num_codes`
+vectors and reports which one:
 
   quantized, out = quantizer(z, train)
 
-`quantized` is float32[b, h, w, d]; its gradient with respect to `z`, for `FSQ`
-to the `z` it has bounded, is the identity (straight-through, arXiv:1308.3432).
-`out["codes"]` is int32[b, h, w] and `out["losses"]` {name: float32[]}, means
-over all numbers of `z`.
-`quantizer.lookup(codes)` gives the vectors of codes.
+`quantized` is float32[b, h, w, d]. Its gradient with respect to `z` (for `FSQ`,
+with respect to the bounded `z`) is the identity: straight-through,
+arXiv:1308.3432. `out["codes"]` is int32[b, h, w]; `out["losses"]` is
+{name: float32[]}, means over all elements of `z`. `quantizer.lookup(codes)`
+returns the vectors of codes.
 
-Whatever dtype `z` has, distances are float32: in bfloat16, nearly all codes
-that are found in a young codebook are wrong.
+Distances are float32, whatever the dtype of `z`: in bfloat16, nearly all codes
+found in a young codebook would be wrong.
 
 Dimensions: b batch, h w rows and columns of codes, d width, k codes.
 """
@@ -30,35 +30,38 @@ from big_vision import op_string
 from big_vision.layers import checks
 
 CODEBOOK = "codebook"  # The collection of `EMAQuantizer`.
-_HIGHEST = jax.lax.Precision.HIGHEST  # On TPUs, float32 is bfloat16 otherwise.
+# Otherwise TPUs round the factors of float32 products to bfloat16.
+_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def make(spec: str, **kw) -> nn.Module:
-  """The quantizer that "vq(num_codes=1024, width=256)" stands for.
+  """Makes a quantizer from a string like "vq(num_codes=1024, width=256)".
 
   Raises:
-    ConfigError: an unknown name or argument; says which exist.
+    ConfigError: a name or argument is unknown; says which exist.
   """
   op, = op_string.parse(spec)
   checks.check_choice("quantizer", op.name, QUANTIZERS)
   if op.args:
     raise config_lib.ConfigError(
-        f"Arguments of quantizers need names; {spec!r} has {op.args}.")
+        f"Arguments of quantizers need names; {spec!r} has the positional "
+        f"arguments {op.args}.")
   return config_lib.call(QUANTIZERS[op.name], op.kwargs, f"quantizer {spec!r}",
                          **kw)
 
 
 def nearest_codes(z, codebook):
-  """The index of the nearest vector of a codebook.
+  """Finds the nearest vectors of a codebook.
 
   Args:
     z: float[..., d].
     codebook: float32[k, d].
 
   Returns:
-    int32[...] in 0..k-1; the first of those equally near.
+    int32[...] in 0..k-1; the first index in a tie.
 
-  Source: arXiv:2012.09841, Eq. 2. ||z||^2 is the same for all and left out.
+  Source: arXiv:2012.09841, Eq. 2, without ||z||^2, which is the same for all
+  codes.
   """
   z, codebook = z.astype(jnp.float32), codebook.astype(jnp.float32)
   distances = jnp.sum(codebook ** 2, axis=1) - 2 * jnp.einsum(
@@ -67,10 +70,10 @@ def nearest_codes(z, codebook):
 
 
 def straight_through(z, quantized):
-  """`quantized`, with the gradient of `z`.
+  """Returns `quantized` with the gradient of `z`.
 
-  z + (quantized - z) is rounded, so it equals `quantized` to about 1e-6 and not
-  to the bit.
+  z + (quantized - z) is rounded: it equals `quantized` to about 1e-6, not
+  bit by bit.
   """
   return z + jax.lax.stop_gradient(quantized - z)
 
@@ -79,17 +82,17 @@ class VectorQuantizer(nn.Module):
   """A codebook that is a parameter and follows its gradient.
 
   The losses are
-    codebook    mean (sg(z) - e)^2, moves the codes to the vectors;
-    commitment  beta * mean (z - sg(e))^2, keeps the vectors at their codes.
+    codebook    mean (sg(z) - e)^2, which moves codes to their vectors;
+    commitment  beta * mean (z - sg(e))^2, which keeps vectors near their codes.
 
   Attributes:
-    num_codes: k.
-    width: d.
-    beta: see above.
-    legacy: whether beta is on the other term, as in the first release of
-      taming-transformers and the weights it published.
+    num_codes: Number of codes, k.
+    width: Width of the vectors, d.
+    beta: Weight of the commitment loss.
+    legacy: Whether beta weighs the codebook loss instead, as in the first
+      release of taming-transformers and the weights it published.
 
-  Source: arXiv:1711.00937, Eq. 3; codes start in U(-1/k, 1/k).
+  Source: arXiv:1711.00937, Eq. 3. Codes start uniform in (-1/k, 1/k).
   """
   num_codes: int
   width: int
@@ -121,25 +124,26 @@ class VectorQuantizer(nn.Module):
 
 
 class EMAQuantizer(nn.Module):
-  """A codebook that is the running mean of the vectors that chose each code.
+  """A codebook of running means of the vectors that chose each code.
 
-  It has no parameters; the collection CODEBOOK has
-    usage  float32[k], the running share of vectors that chose a code
-    total  float32[k, d], the running sum of these, divided by all vectors
-  and code i is total[i] / usage[i]. Both are linear in the vectors, so means
-  over devices and over parts of a batch are exact. They start near 0, so that
-  the first vectors decide at once. `revive` is to be called after each update,
-  once.
+  It has no parameters. The collection CODEBOOK holds
+    usage  float32[k], the running share of vectors that chose each code;
+    total  float32[k, d], the running sum of those vectors, divided by the
+           number of all vectors;
+  and code i is total[i] / usage[i]. Both are linear in the vectors, so that
+  means over devices and over parts of a batch are exact. They start near 0, so
+  that the first vectors set the codes at once. Call `revive` once after each
+  update.
 
-  The one loss is commitment, beta * mean (z - sg(e))^2.
+  The only loss is commitment, beta * mean (z - sg(e))^2.
 
   Attributes:
-    num_codes: k.
-    width: d.
-    beta: see above.
+    num_codes: Number of codes, k.
+    width: Width of the vectors, d.
+    beta: Weight of the commitment loss.
     decay: Decay of the running means, per step.
 
-  Source: arXiv:1711.00937, appendix A.1; shares in the place of counts.
+  Source: arXiv:1711.00937, appendix A.1, with shares in place of counts.
   """
   num_codes: int
   width: int
@@ -182,25 +186,26 @@ class EMAQuantizer(nn.Module):
 
 def revive(codebook: Mapping, rng, *, threshold: float = 0.03,
            noise: float = 1e-3):
-  """Gives codes that nobody chooses half of a code that many choose.
+  """Splits the most used codes in two, to replace codes that are hardly used.
 
-  The least used code takes half of the usage of the most used one, the next
-  half of the next one's, ..., as long as the one is used less than `threshold`
-  times the mean and the other more than the mean. Both halves have the same
-  vector, but for relative noise that tells them apart, with opposite signs:
-  their mean is what it was. This depends on the statistics alone, so it is the
-  same on any number of devices.
+  The least used code takes half the usage of the most used one, the second
+  least used that of the second most used, and so on, as long as the former is
+  used less than `threshold` times the mean and the latter more than the mean.
+  Both halves get the same vector plus noise of opposite signs, so that their
+  mean stays. The result depends on the statistics alone and is the same on any
+  number of devices.
 
   Args:
     codebook: Collection of `EMAQuantizer`, usage float32[k] and total
       float32[k, d].
-    rng: for the noise.
-    threshold: in (0, 1), relative to the mean usage. Positive, for that of a
-      code that is never chosen would fall to 0, and its vector be 0 / 0.
-    noise: relative to the size of the vector.
+    rng: Key of the noise.
+    threshold: Usage below which a code is replaced, relative to the mean usage;
+      in (0, 1). It must be positive: the usage of a code that is never chosen
+      would fall to 0, and its vector become 0 / 0.
+    noise: Noise, relative to the size of the vector.
 
   Returns:
-    Such a codebook; its sums over codes are unchanged.
+    The new codebook, with the same sums over codes.
   """
   usage, total = codebook["usage"], codebook["total"]
   mean = jnp.mean(usage)
@@ -222,10 +227,11 @@ def revive(codebook: Mapping, rng, *, threshold: float = 0.03,
 class FSQ(nn.Module):
   """Finite scalar quantization: each channel is rounded to a few levels.
 
-  No parameters, no losses, nothing to collapse. Vectors are in [-1, 1].
+  It has no parameters, no losses and no codebook that could collapse. Vectors
+  are in [-1, 1].
 
   Attributes:
-    levels: how many values each channel takes; d of them, their product is k.
+    levels: Number of values for each of the d channels; k is their product.
 
   Source: arXiv:2309.15505, appendix A.1.
   """
@@ -244,7 +250,7 @@ class FSQ(nn.Module):
     if min(self.levels) < 2:
       raise ValueError(f"FSQ needs levels of 2 or more, not {self.levels}.")
     levels = np.asarray(self.levels)
-    # With an even number of levels, none is at 0: there are more below.
+    # An even number of levels has one more below 0 than above it.
     half = (levels - 1) * (1 + 1e-3) / 2
     offset = np.where(levels % 2, 0.0, 0.5)
     shift = np.arctanh(offset / half).astype(np.float32)

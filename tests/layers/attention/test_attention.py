@@ -114,7 +114,7 @@ def test_gradients_agree_with_finite_differences(impl):
 
 @pytest.mark.parametrize("impl", SQUARE)
 def test_logits_and_softmax_are_float32_in_bfloat16(impl):
-  """V9. Logits 80 and 80.25: as bfloat16 they, and their weights, are equal."""
+  """In bfloat16, logits 80 and 80.25 would be equal, and so their weights."""
   q = jnp.ones((1, 2, 1, 2), jnp.bfloat16)
   k = jnp.array([[80, 0], [80, 0.25]], jnp.bfloat16).reshape(1, 2, 1, 2)
   v = jnp.array([[1, 0], [0, 1]], jnp.bfloat16).reshape(1, 2, 1, 2)
@@ -128,7 +128,6 @@ def test_logits_and_softmax_are_float32_in_bfloat16(impl):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("impl", SQUARE)
 def test_large_logits_stay_finite_and_weights_sum_to_one(impl, dtype):
-  """V9."""
   signs = jnp.where(jnp.arange(S) % 2, 1.0, -1.0)
   q = jnp.full((B, S, M, D), 80 / math.sqrt(D), dtype)
   k = jnp.broadcast_to(signs[:, None, None], (B, S, M, D)).astype(dtype)
@@ -174,7 +173,7 @@ def test_unsupported_options_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("impl", ["linear", "favor", "local"])
 def test_unsupported_masks_and_biases_are_refused(impl):
-  """F8: none of them drops one silently."""
+  """None of them drops a mask or a bias silently."""
   with pytest.raises(ValueError, match=(
       rf"'{impl}' supports only masks that are the same.*\[2, 4, 3, 4\].*"
       r"\['dense', 'xla', 'cudnn', 'memory_efficient'\] support any")):

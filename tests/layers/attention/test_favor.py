@@ -8,7 +8,7 @@ import functools
 import math
 
 from big_vision.layers import attention
-from big_vision.layers.attention import favor
+from big_vision.layers.attention import features
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +28,7 @@ def _qkv(n=N, s=S, m=M, m_kv=M_KV, d=D, b=B, scale=1.0, seed=0):
 
 
 def _draw(seed, *shape):
-  return _jit(favor.draw_projection, static_argnums=1)(
+  return _jit(features.draw_projection, static_argnums=1)(
       jax.random.key(seed), shape)
 
 
@@ -75,7 +75,7 @@ def test_rows_are_orthogonal_and_as_long_as_gaussian_ones():
 
 
 def test_directions_have_no_preferred_sign():
-  """F1: a QR decomposition without its signs has a mean diagonal of -0.57."""
+  """A QR decomposition with its own signs has a mean diagonal of -0.57."""
   directions = _directions()
   for entry in ((0, 0), (7, 7), (15, 15), (3, 12)):
     positive = int((directions[:, *entry] > 0).sum())
@@ -97,7 +97,7 @@ def test_directions_are_uniform_on_the_sphere(entry):
 
 @pytest.mark.parametrize("r", [8, 64, 100, 256])
 def test_any_number_of_rows(r):
-  """F10: the last block is cut, the lengths are not."""
+  """The last block has fewer rows; their lengths are distributed as always."""
   rows = np.asarray(_draw(1, 12, r, 16))
   assert rows.shape == (12, r, 16) and rows.dtype == np.float32
   lengths = np.linalg.norm(rows, axis=-1)
@@ -117,8 +117,8 @@ def test_draws_depend_on_the_key_alone():
 
 # --- Features -----------------------------------------------------------------
 
-FEATURES = {"positive": favor.positive_features,
-            "trigonometric": favor.trigonometric_features}
+FEATURES = {"positive": features.positive_features,
+            "trigonometric": features.trigonometric_features}
 
 
 def _estimates(kernel, projections, x, y):
@@ -134,7 +134,7 @@ def _estimates(kernel, projections, x, y):
 @pytest.mark.parametrize("kernel,sign", [
     ("positive", 1), ("positive", -1), ("trigonometric", 1)])
 def test_estimates_are_unbiased_along_the_diagonal(kernel, sign):
-  """F1: without the signs of QR it is 0.74 times as large, or 1.26 times."""
+  """With the signs of QR, they are off by a factor of 0.74 or 1.26."""
   x = sign * np.ones(16) / 4
   for y in (x, -x, np.eye(16)[3]):
     ratio = _estimates(kernel, _draw(2, 2000, 16, 16), x, y) / np.exp(x @ y)
@@ -177,9 +177,9 @@ def test_orthogonal_rows_estimate_better_than_independent_ones():
 
 def test_positive_features_are_positive_and_positions_independent():
   x = 20 * _qkv()[0]
-  phi, offset = favor.positive_features(x, _draw(0, R, D))
+  phi, offset = features.positive_features(x, _draw(0, R, D))
   assert (phi > 0).all() and np.isfinite(offset).all()
-  phi_one, offset_one = favor.positive_features(x[:1, 2:3], _draw(0, R, D))
+  phi_one, offset_one = features.positive_features(x[:1, 2:3], _draw(0, R, D))
   np.testing.assert_allclose(phi[:1, 2:3], phi_one, rtol=1e-5)
   np.testing.assert_allclose(offset[:1, 2:3], offset_one, rtol=1e-5)
 
@@ -196,9 +196,9 @@ def _phi(kernel, x, w):
     x = x if w is None else x @ w.T / math.sqrt(len(w))
     return np.maximum(x, 0) + 1e-3
   w = np.asarray(w, np.float64)
-  x = x / x.shape[-1] ** 0.25  # F4: not its square.
+  x = x / x.shape[-1] ** 0.25  # Half the scale for each side.
   norm = (x ** 2).sum(axis=-1, keepdims=True)
-  if kernel == "positive":  # F3: with the norm.
+  if kernel == "positive":  # With the norm.
     return np.exp(x @ w.T - norm / 2) / math.sqrt(len(w))
   return np.exp(norm / 2) * np.concatenate(
       [np.cos(x @ w.T), np.sin(x @ w.T)], axis=-1) / math.sqrt(len(w))
@@ -243,7 +243,7 @@ VARIANTS = {
     *((variant, case) for variant in ("linear", "trigonometric", "relu")
       for case in ("mask", "mask_and_causal"))])
 def test_is_the_sum_over_all_pairs(variant, case):
-  """F13: names."""
+  """A loop over all pairs of positions gives the same."""
   kernel, kw = VARIANTS[variant]
   q, k, v = _qkv(scale=0.5)
   w = None if kernel == "elu" else _draw(7, R, D)
@@ -256,10 +256,10 @@ def test_is_the_sum_over_all_pairs(variant, case):
 
 
 def test_what_is_added_to_positive_features():
-  """F5: 1e-6, where 1e-4 and 0 would give others."""
+  """It is 1e-6; with 1e-4 or 0 the result would differ."""
   x, w = _qkv(scale=0.5)[0], _draw(7, R, D)
   x = 20 * x
-  phi, _ = favor.positive_features(x, w)
+  phi, _ = features.positive_features(x, w)
   exponent = x.astype(np.float64) @ np.asarray(w, np.float64).T
   exponent -= exponent.max(axis=-1, keepdims=True)  # The norm's share, too.
   wanted = (np.exp(exponent) + 1e-6) / math.sqrt(R)
@@ -284,7 +284,6 @@ def test_chunk_size_is_checked():
 
 
 def test_relu_without_projection_is_the_attention_of_long_range_arena():
-  """F13."""
   q, k, v = _qkv()
   np.testing.assert_allclose(
       _attend(q, k, v, impl="favor", kernel="relu"),
@@ -341,13 +340,13 @@ def test_bfloat16_is_computed_in_float32():
       got.astype(np.float32), wanted.astype(np.float32))
 
 
-# --- What each seems to see, and must not -------------------------------------
+# --- Positions that a query must not see -------------------------------------
 
 
 @pytest.mark.parametrize("variant,chunk_size", [
     *((variant, 4) for variant in VARIANTS), ("positive", 2)])
 def test_causal_attention_does_not_see_the_future(variant, chunk_size):
-  """F7: one maximum over all keys changes the past by 0.32."""
+  """With one maximum over all keys, the past would change by 0.32."""
   kernel, kw = VARIANTS[variant]
   q, k, v = _qkv(n=6, s=6)
   w = None if kernel == "elu" else _draw(0, R, D)
@@ -365,7 +364,6 @@ def test_causal_attention_does_not_see_the_future(variant, chunk_size):
     ("linear", False), ("positive", False), ("positive", True),
     ("trigonometric", False)])
 def test_masked_keys_are_as_if_absent(variant, causal):
-  """F8."""
   kernel, kw = VARIANTS[variant]
   q, k, v = _qkv(s=N)
   w = None if kernel == "elu" else _draw(0, R, D)
@@ -408,14 +406,13 @@ def _short(scale=0.5):
 
 
 def test_error_of_short_vectors():
-  """F2, F3, F4: each of these mistakes makes it 0.19 or more."""
+  """It would be 0.19 or more with wrong offsets, norms or scales."""
   q, k, v = _short()
   v = np.random.default_rng(1).normal(size=v.shape).astype(np.float32)
   assert _errors(4096, q, k, v).mean() < 0.09
 
 
 def test_error_falls_with_the_root_of_the_number_of_features():
-  """F11."""
   sizes = np.array([16, 64, 256, 1024])
   q, k, v = _short(0.3)
   errors = [np.sqrt((_errors(r, q, k, v) ** 2).mean()) for r in sizes]
@@ -424,7 +421,7 @@ def test_error_falls_with_the_root_of_the_number_of_features():
 
 
 def test_which_features_are_better_depends_on_the_norms():
-  """F6: trigonometric ones for short vectors, positive ones for long keys."""
+  """Trigonometric ones suit short vectors, positive ones long keys."""
   q, k, v = _short()
   v = np.random.default_rng(1).normal(size=v.shape).astype(np.float32)
   def both(k):

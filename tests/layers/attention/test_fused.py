@@ -97,7 +97,7 @@ def test_only_inputs_are_kept_for_the_backward_pass():
 
 
 def test_in_bfloat16_weights_are_rounded_and_nothing_else():
-  """V9: logits near 80, where bfloat16 has steps of 0.5."""
+  """Logits are near 80, where bfloat16 has steps of 0.5."""
   q, k, v, dout = (jnp.asarray(x, jnp.bfloat16) for x in _inputs(n=33, count=4))
   q, k = q.at[..., 0].set(16), k.at[..., 0].set(10)
   args = dict(num_heads=3, scale=0.5, causal=False)
@@ -119,8 +119,8 @@ def test_in_bfloat16_weights_are_rounded_and_nothing_else():
 
 
 @pytest.mark.parametrize("b, m, message", [
-    (3, 4, "as many examples; 3 do not divide by 2, the size of .'data'."),
-    (2, 6, "as many heads; 6 do not divide by 4, the size of .'model'.")])
+    (3, 4, "many examples on each device; 3 do not divide by 2, .*data"),
+    (2, 6, "many heads on each device; 6 do not divide by 4, .*model")])
 def test_what_devices_cannot_share_is_refused(b, m, message):
   mesh = jax.make_mesh((2, 4), ("data", "model"),
                        axis_types=(AxisType.Auto,) * 2)

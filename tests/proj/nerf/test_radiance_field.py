@@ -33,7 +33,9 @@ from tests.array_data import assert_is_key
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden" / "losses"
 SIZE = 12
-BRIGHT = (make_scene.Solid("sphere", (0., 0., 0.), 1.2, 20., (.9, .2, .1)),)
+BRIGHT = (make_scene.Solid(
+    shape="sphere", center=(0., 0., 0.), size=1.2, density=20.,
+    rgb=(.9, .2, .1)),)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,13 +104,13 @@ def _arrays(workdir):
 
 @pytest.fixture(scope="module")
 def finished(scene, tmp_path_factory):
-  """The workdir of an uninterrupted run, split over 8 devices."""
+  """Trains without interruption, split over 8 devices; gives the workdir."""
   workdir = tmp_path_factory.mktemp("finished")
   train_lib.train(_config(scene), str(workdir))
   return workdir
 
 
-def test_a_run_leaves_numbers_pictures_and_films(finished):
+def test_a_run_writes_measurements_pictures_and_films(finished):
   rows = _rows(finished)
   assert [row["step"] for row in rows] == list(range(7))
   for step in (0, 3, 6):
@@ -130,8 +132,8 @@ def test_a_run_leaves_numbers_pictures_and_films(finished):
       assert (film.n_frames, film.size) == (2, (SIZE, SIZE))
 
 
-def test_the_first_losses_are_what_they_were(finished):
-  """On failure, the message has the new contents of the file."""
+def test_the_first_losses_equal_the_committed_ones(finished):
+  """A failure's message has the new contents of the file."""
   losses = [row["training_loss"] for row in _rows(finished)[1:]]
   stored = json.loads((GOLDEN / "nerf.json").read_text())
   np.testing.assert_allclose(losses, stored, rtol=1e-4, err_msg=str(losses))
@@ -139,7 +141,7 @@ def test_the_first_losses_are_what_they_were(finished):
 
 @pytest.mark.parametrize(
     "stop_after", [pytest.param(1, marks=pytest.mark.slow), 4])
-def test_stopped_and_continued_is_bit_identical(
+def test_a_resumed_run_is_bit_identical(
     scene, finished, tmp_path, monkeypatch, stop_after):
   with monkeypatch.context() as patch:
     patch.setattr(interrupts.Interrupts, "exit_code",
@@ -211,7 +213,7 @@ def plain(scene):
   return _stepper(_config(scene, **PLAIN))
 
 
-def test_two_fields_of_one_kind_share_no_parameters(scene):
+def test_the_coarse_and_the_fine_field_have_their_own_parameters(scene):
   built = build_lib.build(_config(
       scene, model={}, **{"render.num_coarse": 64, "render.num_fine": 128}))
   assert tree.num_elements(built.shapes["params"]) == 1_191_688
@@ -269,7 +271,8 @@ def test_accumulated_gradients_are_means_over_parts(scene, plain):
       *(part["params"] for part, _ in parts))
 
 
-def test_mixed_precision_is_an_argument_of_the_model(scene, plain):
+def test_bfloat16_changes_the_loss_little_and_no_dtype_of_parameters(
+    scene, plain):
   _, _, mixed = _stepper(_config(
       scene, **PLAIN, **{"model.dtype_mm": "bfloat16"}))
   (changed, a), (_, b) = (
@@ -281,7 +284,7 @@ def test_mixed_precision_is_an_argument_of_the_model(scene, plain):
       a["training_loss"], b["training_loss"], rtol=0.05)
 
 
-def test_batches_are_every_ray_once_an_epoch(scene):
+def test_an_epoch_has_every_ray_once(scene):
   built = build_lib.build(_config(scene))
   assert built.info.data_size == 5 * SIZE ** 2
   assert dict(built.info.batch_spec) == {
@@ -300,7 +303,7 @@ def test_batches_are_every_ray_once_an_epoch(scene):
     ({"render.near": 2}, "near is set by the program"),
     ({"model.widht": 3}, "widht.*width"),
     ({"ndc": True}, "config.ndc is True, but the scene is between 2 and 6")])
-def test_wrong_configs_are_named(scene, changes, message):
+def test_invalid_configs_are_reported(scene, changes, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     build_lib.build(_config(scene, **changes))
 
@@ -340,7 +343,7 @@ def measured(scene, batch_sharding):
   return dict(_evaluator(scene, batch_sharding).run(STATE))
 
 
-def test_psnr_is_the_mean_over_images_not_that_of_the_mean_error(
+def test_psnr_is_averaged_over_images_rather_than_errors(
     scene, batch_sharding, measured):
   evaluator = _evaluator(scene, batch_sharding)
   truth, distances = evaluator._scene.images(), evaluator._scene.distances()
@@ -364,7 +367,7 @@ def test_psnr_is_the_mean_over_images_not_that_of_the_mean_error(
 
 
 @pytest.mark.parametrize("batch_size", [8, 56, 1000])
-def test_the_size_of_chunks_changes_nothing(
+def test_measurements_do_not_depend_on_the_size_of_chunks(
     scene, batch_sharding, measured, batch_size):
   """A view has 144 rays, which neither 56 nor 1,000 divide."""
   again = dict(_evaluator(scene, batch_sharding, batch_size).run(STATE))
@@ -375,7 +378,7 @@ def test_the_size_of_chunks_changes_nothing(
 
 def test_draws_differ_by_view_and_chunk_and_repeat(
     scene, batch_sharding):
-  """144 rays in chunks of 80: each chunk of each view has draws of its own."""
+  """A view has two chunks, of 80 and 64 rays; each draws by itself."""
   def draw(state, rays, *, rng=None):
     del state
     b = len(rays["origin"])
@@ -407,7 +410,8 @@ def test_pictures_show_truth_rendering_and_nearness(
     _evaluator(scene, batch_sharding, num_views=3)
 
 
-def test_a_film_has_its_frames_and_its_speed(scene, batch_sharding, tmp_path):
+def test_a_film_has_the_requested_frames_and_speed(
+    scene, batch_sharding, tmp_path):
   loader = harness.Loader(batch_sharding, 80)
   kw = dict(data=dict(**scene, split="test"), outfile=str(tmp_path / "a.gif"))
   for wrong in (dict(kind="orbti"), dict(num_frames=0)):

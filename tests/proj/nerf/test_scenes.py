@@ -18,7 +18,7 @@ from tests.proj.nerf import llff_files
 
 
 def _project(camera, pose, point):
-  """(column, row) of a point, by hand: OpenGL's axes, pixels from 0."""
+  """Projects a point to (column, row), by hand, with OpenGL's axes."""
   x, y, z = pose[:, :3].T @ (point - pose[:, 3])
   return (camera.width / 2 + camera.focal * x / -z,
           camera.height / 2 - camera.focal * y / -z)
@@ -26,7 +26,8 @@ def _project(camera, pose, point):
 
 @pytest.mark.parametrize("center", [True, False])
 def test_the_ray_of_a_pixel_hits_the_point_that_it_shows(center):
-  camera = cameras.Camera(6, 10, 9.0, center)
+  camera = cameras.Camera(
+      height=6, width=10, focal=9.0, pixel_center=center)
   position = np.asarray([2.0, -3.0, 1.5])
   pose = cameras.look_at(position, [0.1, 0.2, 0], [0, 0, 1])
   assert np.linalg.det(pose[:, :3]) > 0.999
@@ -39,10 +40,10 @@ def test_the_ray_of_a_pixel_hits_the_point_that_it_shows(center):
     np.testing.assert_allclose(
         _project(camera, pose, point), (column + offset, row + offset),
         atol=1e-4)
-    # Two and a half in front of the camera, not behind it.
+    # The point is 2.5 in front of the camera, not behind it.
     np.testing.assert_allclose(
         (point - position) @ -pose[:, 2], 2.5, rtol=1e-5)
-  # One pose each for many pixels, as in training.
+  # Each pixel has its own pose, as in training.
   many = cameras.pixel_rays(
       camera, np.stack([pose, 2 * pose]).astype(np.float32),
       np.asarray([59, 59], np.int32))
@@ -50,12 +51,12 @@ def test_the_ray_of_a_pixel_hits_the_point_that_it_shows(center):
   np.testing.assert_allclose(many["origin"][1], 2 * position, rtol=1e-6)
 
 
-def test_a_camera_needs_an_up_that_is_not_its_axis():
-  with pytest.raises(ValueError, match="cannot have"):
+def test_up_must_not_be_parallel_to_the_line_of_sight():
+  with pytest.raises(ValueError, match="needs another up"):
     cameras.look_at([0, 0, 3], [0, 0, 0], [0, 0, 1])
 
 
-def test_paths_go_around_and_through():
+def test_an_orbit_goes_around_the_origin_and_a_spiral_through_cameras():
   poses = np.stack([cameras.look_at(p, [0, 0, 0], [0, 0, 1])
                     for p in make_scene.positions(9, 0.0)])
   path = cameras.orbit(poses, 12)
@@ -69,7 +70,7 @@ def test_paths_go_around_and_through():
   path = cameras.spiral(forward, 5.0, 40)
   assert abs(path[:, 0, 3]).max() <= 1 and abs(path[:, 1, 3]).max() <= 0.5
   assert abs(path[:, 0, 3]).max() > 0.9
-  for pose in path:  # All see the point at the focus.
+  for pose in path:  # All look at the focus.
     np.testing.assert_allclose(
         np.cross(pose[:, 2], pose[:, 3] - [0, 0, -5]), 0, atol=1e-5)
 
@@ -85,7 +86,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-  """A scene that a test may damage: two half-transparent images, 4 x 6."""
+  """Writes a scene that a test may damage: two translucent images, 4 x 6."""
   (tmp_path / "train").mkdir()
   rng = np.random.default_rng(0)
   frames = []
@@ -115,7 +116,7 @@ def test_blender_scenes_are_sources_of_rays(folder):
   assert scene.read(np.int64(7)) == {"ray": 7}
   assert scene.describe(24 + 6 + 3).endswith("r_1.png row 1 column 3")
   assert scene.camera[:2] == (4, 6) and not scene.camera.pixel_center
-  # Half the width is seen under half the angle.
+  # Half the width spans half the angle.
   np.testing.assert_allclose(3 / scene.camera.focal, np.tan(0.4))
   np.testing.assert_array_equal(scene.poses[:, :, 3], [[0, 0, 4], [0, 0, 5]])
   assert (scene.near, scene.far, scene.background) == (2, 6, 1)
@@ -141,20 +142,20 @@ def test_smaller_images_see_the_same(folder):
   assert scene.camera[:2] == (2, 3)
   np.testing.assert_allclose(1.5 / scene.camera.focal, np.tan(0.4))
   whole = blender.open_source(str(folder), "train")
-  # Composited then averaged is averaged, by alpha, then composited.
+  # Compositing then averaging equals averaging by alpha, then compositing.
   expected = whole.images().reshape(2, 2, 2, 3, 2, 3).mean(axis=(2, 4))
   np.testing.assert_allclose(scene.images(), expected, atol=1e-6)
   assert len(blender.open_source(str(folder), "train", skip=2).poses) == 1
 
 
-def test_what_make_scene_made_is_read_back(made):
+def test_scenes_of_make_scene_are_read_back(made):
   scene = blender.open_source(str(made), "test", pixel_center=True)
   image, distance = scene.images()[1], scene.distances()[1]
   for row, column in ((8, 8), (10, 5), (12, 11)):
     ray = cameras.pixel_rays(
         scene.camera, scene.poses[1],
         np.asarray([row * 16 + column], np.int32))
-    colour, opacity, far = make_scene.look(
+    colour, opacity, far = make_scene.trace(
         make_scene.SOLIDS, *(np.asarray(ray[key], np.float64)
                              for key in ("origin", "direction")))
     np.testing.assert_allclose(
@@ -167,26 +168,26 @@ def test_what_make_scene_made_is_read_back(made):
     (dict(path="nowhere"), "no nowhere/transforms_train.json.*make_scene"),
     (dict(split="tests"), "transforms_tests.json.*'transforms_train.json'"),
     (dict(factor=0), "factor=0.*positive"),
-    (dict(factor=5), "factor=5 leaves nothing of images of 4 x 6"),
+    (dict(factor=5), "factor=5 is larger than the images, which are 4 x 6"),
     (dict(skip=0), "skip=0"), (dict(near=6.0), "near=6.0, far=6.0"),
     (dict(white=True), "white does not exist.*white_background")])
-def test_blender_arguments_that_cannot_be(folder, wrong, message):
+def test_invalid_blender_arguments(folder, wrong, message):
   kw = {"path": str(folder), "split": "train", **wrong}
   with pytest.raises(config_lib.ConfigError, match=message):
     registry.open_source("proj.nerf.blender", **kw)
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda c: c.pop("camera_angle_x"), "lacks .*camera_angle_x"),
+    (lambda c: c.pop("camera_angle_x"), "has camera_angle_x.*'camera_angle_x'"),
     (lambda c: c.update(camera_angle_x=45), "is 45.0; radians"),
     (lambda c: c.update(frames=[]), "no frames"),
     (lambda c: c["frames"][1].pop("transform_matrix"),
-     "lacks .*transform_matrix"),
+     "transform_matrix: .*'transform_matrix'"),
     (lambda c: c["frames"][1].update(transform_matrix=[[1, 0], [0, 1]]),
      "transform_matrix"),
     (lambda c: c["frames"][1].update(
         transform_matrix=np.diag([1, 1, -1, 1]).tolist()),
-     r"'./train/r_1' does not rotate"),
+     r"'./train/r_1' is not a rotation"),
     (lambda c: c["frames"][1].update(file_path="./train/r_7"),
      "1 of 2 files .* missing: .*r_7.png")])
 def test_broken_blender_scenes(folder, change, message):
@@ -225,10 +226,10 @@ def test_broken_distances(made, tmp_path):
   file.write_bytes(whole)
 
 
-def test_names_of_projects_sources():
+def test_errors_name_the_scenes_of_projects():
   with pytest.raises(config_lib.ConfigError, match="proj.nerf.blendr.*blender"):
     registry.open_source("proj.nerf.blendr", path="", split="train")
-  with pytest.raises(config_lib.ConfigError, match="no scene with cameras"):
+  with pytest.raises(config_lib.ConfigError, match="is not a scene"):
     scenes.open_scene(dict(name="bv:digits", split="train"))
 
 
@@ -244,7 +245,7 @@ def test_llff_scenes_are_scaled_and_centred(tmp_path):
       1, 2, 3, 4, 5, 6, 7]
   assert (test.images()[:, 0, 0, 0] * 255 / 10).round().tolist() == [0, 8]
   assert (test.near, test.far, test.background) == (0, 1, 0)
-  # The nearest is at 1 / .75, near 0.9 of that; relations are kept.
+  # The nearest point is at 1 / .75; ratios of distances are kept.
   scale = 1 / (2 * 0.75)
   np.testing.assert_allclose([scene.near, scene.far], [0.9 / .75, 9 * scale])
   everything = np.empty((9, 3, 4))
@@ -254,13 +255,13 @@ def test_llff_scenes_are_scaled_and_centred(tmp_path):
       np.linalg.norm(poses[3, :, 3] - poses[4, :, 3]) * scale, rtol=1e-5)
   relative = lambda p: p[3, :, :3].T @ p[4, :, :3]
   np.testing.assert_allclose(relative(everything), relative(poses), atol=1e-6)
-  # The mean camera is the world's: at 0, looks along -z, y up.
+  # The mean camera is at 0, looks along -z and has y up.
   np.testing.assert_allclose(everything[:, :, 3].mean(0), 0, atol=1e-6)
   np.testing.assert_allclose(
       cameras.average(everything)[:, :3], np.eye(3), atol=1e-6)
 
 
-def test_llff_cameras_all_around_look_at_the_middle(tmp_path):
+def test_llff_cameras_around_an_object_look_at_the_origin(tmp_path):
   middle, radius = np.asarray([3.0, -1.0, 2.0]), 5.0
   ring = [middle + radius * np.asarray([np.cos(a) * .8, np.sin(a) * .8, .6])
           for a in np.linspace(0, 2 * np.pi, 9)[:-1]]
@@ -276,10 +277,10 @@ def test_llff_cameras_all_around_look_at_the_middle(tmp_path):
       [scene.near, scene.far], [0.9 * 2 / radius, 9 / radius], rtol=1e-5)
 
 
-def test_llff_uses_images_that_were_made_smaller_before(tmp_path):
+def test_llff_uses_smaller_copies_of_images(tmp_path):
   llff_files.write(tmp_path, llff_files.forward(), size=(13, 17))
   (tmp_path / "images_4").mkdir()
-  for i in range(9):  # 13 / 4 = 3.25 and 17 / 4 = 4.25, as ImageMagick rounds.
+  for i in range(9):  # ImageMagick rounds 13 / 4 = 3.25 and 17 / 4 = 4.25.
     Image.new("RGB", (4, 3), (0, 100, 0)).save(
         tmp_path / "images_4" / f"{i}.png")
   scene = llff.open_source(str(tmp_path), "train", factor=4)
@@ -290,8 +291,8 @@ def test_llff_uses_images_that_were_made_smaller_before(tmp_path):
 @pytest.mark.parametrize("wrong, message", [
     (dict(split="val"), "'train' and 'test'"), (dict(factor=1.5), "factor=1.5"),
     (dict(hold_out=1), "hold_out=1"), (dict(spherify=True), "one of them"),
-    (dict(path="nowhere"), "nowhere has neither .*images_1 nor images")])
-def test_llff_arguments_that_cannot_be(tmp_path, wrong, message):
+    (dict(path="nowhere"), "nowhere has neither .*images_1 nor .* images")])
+def test_invalid_llff_arguments(tmp_path, wrong, message):
   llff_files.write(tmp_path, llff_files.forward())
   kw = {"path": str(tmp_path), "split": "train", "factor": 1, **wrong}
   with pytest.raises(config_lib.ConfigError, match=message):
@@ -307,15 +308,15 @@ def test_broken_llff_scenes(tmp_path):
     np.save(file, content)
     with pytest.raises(core.DataError, match=message):
       llff.open_source(str(tmp_path), "train", factor=1)
-  check(rows[:, :15], r"\(9, 15\); LLFF has \[images, 17\]")
+  check(rows[:, :15], r"shape \(9, 15\); .* \(images, 17\)")
   check(rows[:5], "5 cameras, but there are 9 images")
   check(np.where(np.arange(17) == 15, -1, rows), "positive, finite")
   other = rows.copy()
   other[3, 14] *= 2
-  check(other, "one size and focal length")
+  check(other, r"share one \(height, width, focal length\)")
   other = rows.copy()
   other[:, 4] = 24
-  check(other, r"images of 12 x 16 at factor=1; .* 24 x 16")
+  check(other, r"images of 12 x 16 pixels at factor=1; .* 24 x 16")
   file.write_bytes(b"")
   with pytest.raises(core.DataError, match="poses_bounds.npy cannot be read"):
     llff.open_source(str(tmp_path), "train", factor=1)
