@@ -4,6 +4,7 @@ import fcntl
 import io
 import os
 import pathlib
+import shutil
 import tempfile
 import zlib
 
@@ -98,3 +99,47 @@ def imagenet_like(tmp_path_factory):
       _make_imagenet_like(str(root / "data"))
       (root / "done").touch()
   return str(root / "data")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """The address of an object store in memory, which cannot rename or append."""
+  from etils.epath import gpath
+  from fsspec.implementations import memory
+
+  class Bucket(memory.MemoryFileSystem):
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+      return super()._strip_protocol(path.removeprefix("s3://"))
+
+    def mv(self, *unused, **unused_kw):
+      raise AssertionError("Renaming copies a file, and is not atomic.")
+  store = Bucket(skip_instance_cache=True)
+  monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+  monkeypatch.setattr(type(gpath._PREFIX_TO_BACKEND["s3"]), "_get_filesystem",
+                      lambda self, name: store)
+  return "s3://bucket"
+
+
+@pytest.fixture
+def disk_calls(monkeypatch):
+  """Records (call, path) of all renames, syncs and removals, in their order."""
+  calls = []
+  fsync, replace, rmtree = os.fsync, os.replace, shutil.rmtree
+
+  def recorded_fsync(descriptor):
+    fsync(descriptor)
+    calls.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+  def recorded_replace(source, target):
+    replace(source, target)
+    calls.append(("rename", os.fspath(target)))
+  def recorded_rmtree(path, *args, **kw):
+    calls.append(("remove", os.fspath(path)))
+    rmtree(path, *args, **kw)
+  monkeypatch.setattr(shutil, "rmtree", recorded_rmtree)
+  monkeypatch.setattr(os, "fsync", recorded_fsync)
+  monkeypatch.setattr(os, "replace", recorded_replace)
+  return calls

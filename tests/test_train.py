@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import sys
 import types
@@ -76,6 +77,22 @@ def test_a_run_learns_and_leaves_every_step_once(finished):
   np.testing.assert_allclose(rows[4]["global_schedule"], 1)
   stored = workdir_lib.load_config(finished)
   assert stored.to_dict() == _config().to_dict()
+
+
+def test_a_lost_config_and_lost_rows_are_noticed(
+    finished, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  shutil.copytree(finished, workdir)
+  (workdir / "config.json").unlink()
+  with pytest.raises(config_lib.ConfigError, match="lr: 0.01 -> 0.5"):
+    workdir_lib.check_config(str(workdir), _config(lr=.5))
+  path = workdir / "metrics.jsonl"
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text("".join(lines[:5] + lines[7:]))
+  train_lib.train(_config(), str(workdir))
+  assert re.search("11 rows up to step 12, .* but the run had written 13",
+                   capsys.readouterr().out)
+  assert workdir_lib.load_config(str(workdir)).to_dict() == _config().to_dict()
 
 
 def test_the_first_losses_equal_those_in_the_golden_file(finished):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 import io
 import itertools
 import json
-import os
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from big_vision import files
 from big_vision.evaluators import harness
 
 
@@ -57,9 +57,8 @@ class Evaluator:
           png_base64=_to_png(image), label=int(label), prediction=prediction,
           probability=float(p[prediction])))
     if jax.process_index() == 0:
-      with open(f"{self._outfile}.tmp", "w", encoding="utf-8") as file:
-        json.dump({"class_names": None, "examples": examples}, file)
-      os.replace(f"{self._outfile}.tmp", self._outfile)
+      files.write_text(self._outfile, json.dumps(
+          {"class_names": None, "examples": examples}))
     yield from ()
 
 

@@ -8,9 +8,10 @@ Biases get copies.
 from collections.abc import Mapping
 import json
 import math
-import os
 from typing import Any
 
+from big_vision import files
+from big_vision.run import console
 from big_vision.run import pictures
 
 _FILE = "metrics.jsonl"
@@ -27,6 +28,9 @@ class Writer:
     wandb: Arguments of `wandb.init`; None to do without Weights & Biases.
     enabled: Whether this process writes; only the first one does.
 
+  Attributes:
+    num_rows: Number of rows in the file.
+
   Raises:
     ValueError: a line other than the last is damaged.
   """
@@ -36,21 +40,19 @@ class Writer:
                wandb: Mapping[str, Any] | None = None, enabled: bool = True):
     self._enabled = enabled
     self._last_step = -1
+    self.num_rows = 0
     self._wandb = None
     if not enabled:
       return
-    # Imported here because only the first process needs it.
-    import tensorboardX  # pylint: disable=g-import-not-at-top
-    self._workdir = workdir
-    path = os.path.join(workdir, _FILE)
+    self._workdir = files.as_path(workdir)
     rows = [row for row in read_metrics(workdir)
             if resume_step and row["step"] <= resume_step]
-    _replace(path, "".join(_to_line(row) for row in rows))
     if rows:
-      self._last_step = rows[-1]["step"]
-    self._file = open(path, "a", encoding="utf-8")
-    self._tensorboard = tensorboardX.SummaryWriter(
-        os.path.join(workdir, "tensorboard"),
+      self._last_step, self.num_rows = rows[-1]["step"], len(rows)
+    self._file = files.Appended(
+        self._workdir / _FILE, "".join(map(_to_line, rows)).encode())
+    self._tensorboard = _open_tensorboard(
+        self._workdir / "tensorboard",
         purge_step=resume_step + 1 if resume_step else 0)
     if wandb is not None:
       self._wandb = _init_wandb(workdir, wandb, config)
@@ -81,11 +83,17 @@ class Writer:
       else:
         numbers[name] = float(value)
         self._tensorboard.add_scalar(name, float(value), step)
-    self._file.write(_to_line({"step": step, **numbers}))
+    self._file.write(_to_line({"step": step, **numbers}).encode())
+    self.num_rows += 1
     self._file.flush()
     self._tensorboard.flush()
     if self._wandb is not None:
       self._wandb.log(numbers, step=step)
+
+  def sync(self):
+    """Puts all rows on the disk, before a checkpoint relies on them."""
+    if self._enabled:
+      self._file.sync()
 
   def close(self):
     """Closes the files, and the run at Weights & Biases."""
@@ -111,11 +119,10 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
   Raises:
     ValueError: a line other than the last is damaged; names it.
   """
-  path = os.path.join(workdir, _FILE)
-  if not os.path.exists(path):
+  path = files.as_path(workdir) / _FILE
+  if not path.exists():
     return []
-  with open(path, encoding="utf-8") as file:
-    lines = file.read().splitlines(keepends=True)
+  lines = path.read_text().splitlines(keepends=True)
   rows = []
   for number, line in enumerate(lines, start=1):
     try:
@@ -133,19 +140,49 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
   return rows
 
 
+def check_complete(workdir: str, step: int, num_rows: int):
+  """Says so if rows that the run has written are no longer there.
+
+  Args:
+    workdir: Directory of the run.
+    step: Step of a checkpoint.
+    num_rows: Number of rows up to this step when it was saved.
+  """
+  steps = [row["step"] for row in read_metrics(workdir) if row["step"] <= step]
+  if len(steps) != num_rows:
+    console.say(
+        f"{files.as_path(workdir) / _FILE} has {len(steps)} rows up to step "
+        f"{step}, the last of them of step {steps[-1] if steps else None}, but "
+        f"the run had written {num_rows}: somebody has changed the file. The "
+        "run continues without the missing rows.")
+
+
 def _to_line(row: Mapping[str, float]) -> str:
   """Returns a line of strict JSON; NaN and infinities become strings."""
   return json.dumps({
       k: v if math.isfinite(v) else str(v) for k, v in row.items()}) + "\n"
 
 
-def _replace(path: str, text: str):
-  """Writes a file so that a kill leaves either the old or the new one."""
-  with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(f"{path}.tmp", path)
+class _TensorboardFiles:
+  """Opens files in object stores for tensorboardX, without further packages."""
+
+  def open(self, path):
+    return files.Appended(path)
+
+  def directory_check(self, path):
+    """Does nothing: object stores have no directories."""
+
+
+def _open_tensorboard(directory, purge_step):
+  # Imported here because only the first process needs it.
+  import tensorboardX  # pylint: disable=g-import-not-at-top
+  from tensorboardX import record_writer  # pylint: disable=g-import-not-at-top
+  if files.is_remote(directory):
+    scheme = str(directory).partition(":")[0]
+    record_writer.register_writer_factory(scheme, _TensorboardFiles())
+  # Without the suffix, two files begun in the same second have one name.
+  return tensorboardX.SummaryWriter(
+      str(directory), purge_step=purge_step, filename_suffix=f".{purge_step}")
 
 
 def _init_wandb(workdir: str, kwargs: Mapping[str, Any], config):
@@ -156,12 +193,11 @@ def _init_wandb(workdir: str, kwargs: Mapping[str, Any], config):
     raise ImportError(
         "config.wandb is set, but wandb is not installed: use EXTRAS=wandb."
     ) from error
-  path = os.path.join(workdir, "wandb_id")
-  if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      run_id = file.read().strip()
+  path = files.as_path(workdir) / "wandb_id"
+  if path.exists():
+    run_id = path.read_text().strip()
   else:
     run_id = wandb.util.generate_id()
-    _replace(path, run_id)
+    files.write_text(path, run_id)
   return wandb.init(dir=workdir, id=run_id, resume="allow",
                     config=dict(config or {}), **kwargs)

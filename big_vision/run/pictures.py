@@ -5,11 +5,14 @@ number; it goes to WORKDIR/pictures and to TensorBoard.
 """
 
 from collections.abc import Mapping, Sequence
+import io
 import os
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from big_vision import files
 
 
 def is_picture(value: Any) -> bool:
@@ -46,15 +49,17 @@ def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
   return cells.swapaxes(1, 2).reshape(r * h, n * w, c)[:-1, :-1]
 
 
-def save(path: str, picture: np.ndarray):
+def save(path: str | os.PathLike, picture: np.ndarray):
   """Writes a PNG atomically; makes its folder if need be."""
-  os.makedirs(os.path.dirname(path), exist_ok=True)
+  path = files.as_path(path)
+  files.make_directory(path.parent)
   pixels = picture[..., 0] if picture.shape[-1] == 1 else picture
-  Image.fromarray(pixels).save(f"{path}.tmp", "PNG")
-  os.replace(f"{path}.tmp", path)
+  stream = io.BytesIO()
+  Image.fromarray(pixels).save(stream, "PNG")
+  files.write_bytes(path, stream.getvalue())
 
 
-def save_all(workdir: str, step: int, values: Mapping[str, Any]):
+def save_all(workdir: str | os.PathLike, step: int, values: Mapping[str, Any]):
   """Writes WORKDIR/pictures/NAME/STEP.png for every picture in `values`."""
   for name, value in values.items():
     if is_picture(value):

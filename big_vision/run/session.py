@@ -83,7 +83,8 @@ class Session:
       self.batches.close()
       self.batches = built.data.start(self._first_batch, built.batch_sharding)
     self.frozen = state_lib.put_frozen(built.task, built.strategy, built.mesh)
-    self._make_records(workdir, config)
+    self._config = config.to_dict()
+    self._make_records(workdir)
     self._interrupts = (interrupts_lib.Interrupts() if rollback is None
                         else rollback.interrupts)
     # (step, measurements, ok) of the last step whose result may be on its way.
@@ -104,13 +105,15 @@ class Session:
     if options.compilation_cache is not None:
       jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
 
-  def _make_records(self, workdir, config):
+  def _make_records(self, workdir):
     """Makes what writes metrics and what measures time."""
     start, info, mesh = self.start, self._info, self._built.mesh
+    if start.num_rows is not None and jax.process_index() == 0:
+      metrics.check_complete(workdir, start.step, start.num_rows)
     # An unevaluated row is written again, with its evaluation.
     self._writer = metrics.Writer(
         workdir, resume_step=start.step - (start.unevaluated is not None),
-        config=config.to_dict(), wandb=self._options.wandb,
+        config=self._config, wandb=self._options.wandb,
         enabled=jax.process_index() == 0)
     self._chrono = progress.Chrono(
         first_step=start.step, total_steps=info.total_steps,
@@ -247,7 +250,10 @@ class Session:
 
   def _save(self, step, state, unevaluated):
     with self._beside_steps("checkpoint"):
+      self._writer.sync()
       self._saver.save(step, state, {
+          "config": self._config,
+          "num_rows": self._writer.num_rows,
           "chrono": self._chrono.state(),
           "examples": self._num_batches(step) * self._info.batch_size,
           "rollbacks": self._num_rollbacks,

@@ -23,6 +23,8 @@ class Start(NamedTuple):
     unevaluated: Row of metrics after `step` if its evaluators still have to
       run; else None.
     chrono: `progress.Chrono.state()` at `step`; None for a new run.
+    num_rows: Number of rows of metrics that this run had written up to `step`;
+      None if that is unknown.
   """
   step: int
   state: Any
@@ -30,6 +32,7 @@ class Start(NamedTuple):
   rollbacks: int
   unevaluated: Mapping[str, Any] | None
   chrono: Mapping[str, Any] | None
+  num_rows: int | None
 
 
 def find(built: build_lib.Built, saver: checkpoints.Checkpoints,
@@ -48,6 +51,7 @@ def find(built: build_lib.Built, saver: checkpoints.Checkpoints,
     StorageError: no checkpoint can be read.
   """
   restored = saver.restore(built.shapes)
+  is_own = restored is not None
   if restored is None and resume is not None:
     restored = checkpoints.Checkpoints(
         os.path.join(resume, "checkpoints"), read_only=True).restore(
@@ -61,7 +65,7 @@ def find(built: build_lib.Built, saver: checkpoints.Checkpoints,
     num_params = tree.num_elements(state.get("params", {}))
     return Start(
         step=0, state=state, batch=0, rollbacks=0,
-        unevaluated={"num_params": num_params}, chrono=None)
+        unevaluated={"num_params": num_params}, chrono=None, num_rows=None)
   step, state, saved = restored
   console.say(f"Continuing after step {step}.")
   # A run that was allowed to change its batch size continues at the same place
@@ -70,4 +74,5 @@ def find(built: build_lib.Built, saver: checkpoints.Checkpoints,
   batch = -(-saved.get("examples", step * batch_size) // batch_size)
   return Start(
       step=step, state=state, batch=batch, rollbacks=saved.get("rollbacks", 0),
-      unevaluated=saved.get("unevaluated"), chrono=saved.get("chrono"))
+      unevaluated=saved.get("unevaluated"), chrono=saved.get("chrono"),
+      num_rows=saved.get("num_rows") if is_own else None)

@@ -10,15 +10,21 @@ import tempfile
 import time
 
 from big_vision import config as config_lib
+from big_vision import files
+from big_vision.run import checkpoints
+from big_vision.run import console
 from big_vision.run import peers
+
+_CONFIG = "config.json"
 
 
 def make(workdir: str):
   """Makes the directory, if need be; raises ConfigError if it is read-only."""
   try:
-    os.makedirs(workdir, exist_ok=True)
-    with tempfile.TemporaryFile(dir=workdir):
-      pass
+    files.make_directory(workdir)
+    if not files.is_remote(workdir):
+      with tempfile.TemporaryFile(dir=workdir):
+        pass
   except OSError as error:
     raise config_lib.ConfigError(
         f"--workdir {workdir} cannot be written to: {error}.") from error
@@ -39,7 +45,7 @@ def lock(workdir: str) -> Iterator[None]:
   """
   # Not `jax.process_index()`, which starts the devices.
   index, _ = peers.this_process()
-  if index > 0 or "://" in workdir:
+  if index > 0 or files.is_remote(workdir):
     yield
     return
   path = os.path.join(workdir, "lock")
@@ -75,8 +81,10 @@ def check_config(
     ConfigError: `workdir` holds a run whose config differs; lists every
       difference.
   """
+  if allow_change:
+    return
   stored = load_config(workdir)
-  if stored is None or allow_change:
+  if stored is None:
     return
   lines = config_lib.difference(stored.to_dict(), config.to_dict())
   if lines:
@@ -87,24 +95,50 @@ def check_config(
 
 
 def store_config(workdir: str, config: config_lib.Config):
-  """Writes `config` to `workdir`/config.json, atomically."""
-  path = os.path.join(workdir, "config.json")
-  with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-    file.write(config_lib.to_json(config) + "\n")
-  os.replace(f"{path}.tmp", path)
+  """Writes `config` to `workdir`/config.json, durably."""
+  files.write_text(files.as_path(workdir) / _CONFIG,
+                   config_lib.to_json(config) + "\n")
 
 
 def load_config(workdir: str) -> config_lib.Config | None:
   """Reads the config that a run stored in `workdir`; None if there is none.
 
+  Checkpoints hold it too, in case somebody has removed `config.json`.
+
   Raises:
-    ConfigError: the stored file is not JSON.
+    ConfigError: The stored file does not hold a config, or there are
+      checkpoints and none of them has one.
   """
-  path = os.path.join(workdir, "config.json")
-  if not os.path.exists(path):
-    return None
-  with open(path, encoding="utf-8") as file:
+  path = files.as_path(workdir) / _CONFIG
+  if not path.exists():
+    return _load_config_of_checkpoint(workdir)
+  try:
+    values = json.loads(path.read_bytes())
+    if not isinstance(values, dict):
+      raise ValueError(f"it holds a {type(values).__name__}")
+  except ValueError as error:
+    raise config_lib.ConfigError(
+        f"{path} is not a config in JSON: {error}. If it was damaged, remove "
+        "it: checkpoints hold a copy.") from error
+  return config_lib.Config(values)
+
+
+def _load_config_of_checkpoint(workdir):
+  """Returns the config that the newest readable checkpoint holds."""
+  directory = files.as_path(workdir) / "checkpoints"
+  steps = checkpoints.list_steps(directory)
+  for step in reversed(steps):
     try:
-      return config_lib.Config(json.load(file))
-    except json.JSONDecodeError as error:
-      raise config_lib.ConfigError(f"{path} is not JSON: {error}.") from error
+      meta = checkpoints.read_meta(directory, step)
+    except checkpoints.CheckpointDamaged:
+      continue
+    if "config" in meta:
+      console.say(f"{workdir} has no {_CONFIG}; its config is read from the "
+                  f"checkpoint of step {step}.")
+      return config_lib.Config(meta["config"])
+  if steps:
+    raise config_lib.ConfigError(
+        f"{workdir} has checkpoints of steps {steps} but no {_CONFIG}, so "
+        "nothing says which config they belong to. Restore that file, or use "
+        "another --workdir.")
+  return None

@@ -16,6 +16,7 @@ import statistics
 import sys
 
 from big_vision import config as config_lib
+from big_vision import files
 from big_vision.run import metrics
 from big_vision.run import progress
 from big_vision.run import workdir as workdir_lib
@@ -64,10 +65,9 @@ class Run:
     self.config = config.to_dict()
     self.rows = metrics.read_metrics(workdir)
     self.predictions = None
-    path = os.path.join(workdir, "predictions.json")
-    if os.path.exists(path):
-      with open(path, encoding="utf-8") as file:
-        self.predictions = json.load(file)
+    path = files.as_path(workdir) / "predictions.json"
+    if path.exists():
+      self.predictions = json.loads(path.read_text())
 
   def curve(self, name: str) -> list[tuple[float, float]]:
     """Returns (step, value) for the finite values of a metric."""
@@ -225,8 +225,7 @@ def main(args=None) -> int:
     print(error, file=sys.stderr)
     return 2
   out = options.out or os.path.join(options.workdir[0], "report.html")
-  with open(out, "w", encoding="utf-8") as file:
-    file.write(draw_report(runs))
+  files.write_text(out, draw_report(runs))
   print(f"Wrote {out}; open it in a browser.")
   return 0
 

@@ -33,7 +33,6 @@ import inspect
 import io
 import math
 import os
-import pathlib
 import pprint
 import re
 import signal
@@ -44,6 +43,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from big_vision import config as config_lib
+from big_vision import files
 from big_vision.run import metrics
 from big_vision.run import workdir as workdir_lib
 
@@ -230,7 +230,7 @@ def train_points(points: Sequence[Point]) -> dict[str, int]:
     print(title, flush=True)
     code, stopped = _run(_command(point))
     if code == 0:
-      pathlib.Path(point.workdir, _FINISHED).touch()
+      files.write_text(os.path.join(point.workdir, _FINISHED), "")
     if stopped:
       print("The sweep was stopped; the same command continues it.", flush=True)
       raise SystemExit(code or 128 + stopped)
@@ -249,9 +249,8 @@ def _command(point: Point) -> list[str]:
   os.makedirs(point.workdir, exist_ok=True)
   path = os.path.join(point.workdir, "config.py")
   values = pprint.pformat(point.config.to_dict(), indent=1, width=72)
-  with open(path, "w", encoding="utf-8") as file:
-    file.write(_CONFIG_FILE.format(
-        values="\n".join("      " + line for line in values.splitlines())))
+  files.write_text(path, _CONFIG_FILE.format(
+      values="\n".join("      " + line for line in values.splitlines())))
   return [sys.executable, "-m", "big_vision.train", "--config", path,
           "--workdir", point.workdir]
 
@@ -348,10 +347,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 def _write_tables(rows: Sequence[Row], workdir: str):
   for name, text in (("table.md", to_markdown(rows)),
                      ("table.csv", to_csv(rows))):
-    path = os.path.join(workdir, name)
-    with open(f"{path}.tmp", "w", encoding="utf-8", newline="") as file:
-      file.write(text)
-    os.replace(f"{path}.tmp", path)
+    files.write_text(os.path.join(workdir, name), text)
 
 
 def main(args=None) -> int:

@@ -1,13 +1,14 @@
 """A film of a scene, seen from a camera that flies around or through it."""
 
 from collections.abc import Callable, Iterator, Mapping
-import os
+import io
 from typing import Any
 
 import jax
 from PIL import Image
 
 from big_vision import config as config_lib
+from big_vision import files
 from big_vision.evaluators import harness
 from big_vision.proj.nerf import cameras
 from big_vision.proj.nerf import render_images
@@ -63,9 +64,10 @@ class Evaluator:
             self._render(state, pose, number)["rgb"]))
         for number, pose in enumerate(self._poses)]
     if jax.process_index() == 0:
-      os.makedirs(os.path.dirname(self._outfile) or ".", exist_ok=True)
+      stream = io.BytesIO()
       frames[0].save(
-          f"{self._outfile}.tmp", "GIF", save_all=True,
-          append_images=frames[1:], duration=self._milliseconds, loop=0)
-      os.replace(f"{self._outfile}.tmp", self._outfile)
+          stream, "GIF", save_all=True, append_images=frames[1:],
+          duration=self._milliseconds, loop=0)
+      files.make_directory(files.as_path(self._outfile).parent)
+      files.write_bytes(self._outfile, stream.getvalue())
     yield from ()

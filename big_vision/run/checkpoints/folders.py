@@ -6,11 +6,11 @@ killed save, or a damaged step that was set aside as `<step>.damaged`.
 """
 
 import itertools
-import os
 import re
 
 from etils import epath
 
+from big_vision import files
 from big_vision.run import console
 from big_vision.run.checkpoints import errors
 
@@ -20,13 +20,6 @@ META = "meta/metadata"
 # committed, its folder is ours to remove; any other folder without a commit
 # marker may be somebody's copy, and stays.
 SAVING = "saving.txt"
-
-
-def absolute(directory: str) -> epath.Path:
-  """Returns the absolute path that orbax needs; URLs (gs://) are absolute."""
-  directory = os.fspath(directory)
-  return epath.Path(
-      directory if "://" in directory else os.path.abspath(directory))
 
 
 def names(directory: epath.Path) -> list[str]:
@@ -41,7 +34,7 @@ def list_steps(directory: str) -> list[int]:
 
   Only looks at names, so a step that it lists may still be damaged.
   """
-  directory = absolute(directory)
+  directory = files.as_path(directory)
   return sorted(
       int(name) for name in names(directory)
       if re.fullmatch(r"0|[1-9]\d*", name) and all(
@@ -60,7 +53,7 @@ def find(directory: str, step: int | None) -> epath.Path:
   Raises:
     StorageError: There is no such step; the error lists those that exist.
   """
-  directory = absolute(directory)
+  directory = files.as_path(directory)
   if step is None and directory.name.isdigit() and (
       directory / COMMITTED).exists():
     directory, step = directory.parent, int(directory.name)
@@ -86,7 +79,7 @@ def clean(
     keep_last: See `Checkpoints`.
     keep_every: See `Checkpoints`.
   """
-  directory.mkdir(parents=True, exist_ok=True)
+  files.make_directory(directory)
   remove_partial(directory)
   (directory / SAVING).unlink(missing_ok=True)
   steps = list_steps(directory)
@@ -102,6 +95,19 @@ def clean(
     else:
       console.say(f"{path} is not a complete checkpoint; it is set aside as "
                   f"{set_aside(path)}.")
+
+
+def commit(path: epath.Path):
+  """Marks a step as complete, once everything it consists of is on the disk.
+
+  orbax writes the same marker, but syncs only the arrays, and removes older
+  steps at once: a power cut would leave a marker that vouches for empty files.
+
+  Args:
+    path: Folder of the step, with all its files.
+  """
+  files.sync_tree(path)
+  files.write_text(path / COMMITTED, "")
 
 
 def remove_partial(directory: epath.Path):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from big_vision import files
 from big_vision import tree
 from big_vision.run import console
 from big_vision.run.checkpoints import agreement
@@ -37,7 +38,7 @@ class Checkpoints:
 
   def __init__(self, directory: str, *, keep_every: int | None = None,
                keep_last: int = 2, read_only: bool = False):
-    self._directory = folders.absolute(directory)
+    self._directory = files.as_path(directory)
     self._keep_every, self._keep_last = keep_every, keep_last
     self._read_only = read_only
     self._saving = None  # The step whose save was started and not awaited.
@@ -72,10 +73,15 @@ class Checkpoints:
             # cannot rename folders atomically.
             atomicity_options=ocp.options.AtomicityOptions(
                 mode=ocp.options.AtomicityMode.COMMIT_FILE),
-            # When directories are created in the background, orbax continues
-            # after a save that failed.
             async_options=ocp.AsyncOptions(
-                timeout_secs=600, create_directories_asynchronously=False)))
+                timeout_secs=600,
+                # When directories are created in the background, orbax
+                # continues after a save that failed.
+                create_directories_asynchronously=False,
+                # Called on the first process when all of them have written
+                # their files, before older steps are removed.
+                post_finalization_callback=lambda: folders.commit(
+                    self._directory / str(self._saving)))))
 
   def steps(self) -> list[int]:
     """Lists the complete steps in ascending order, by their names only."""
@@ -193,6 +199,7 @@ class Checkpoints:
     if self._saving is None:
       return
     step, error = self._saving, self._wait_alone()
+    self._saving = None
     if agreement.maximum(error is not None):
       error = error or RuntimeError("another process failed")
       self._manager = None
@@ -218,15 +225,15 @@ class Checkpoints:
     # only printed. The other processes may not have the exception: `close`
     # would wait for them.
     elif self._manager is not None:
-      step = self._saving
-      if (error := self._wait_alone()) is None:
+      step, error = self._saving, self._wait_alone()
+      self._saving = None
+      if error is None:
         self._manager.close()
       else:
         print(self._clean_up_failure(step, error), file=sys.stderr, flush=True)
 
   def _wait_alone(self) -> Exception | None:
     """Waits until this process has stored its part; returns its error."""
-    self._saving = None
     try:
       self._manager.wait_until_finished()
     except Exception as error:
@@ -262,7 +269,9 @@ class Checkpoints:
       if path.exists():
         console.say(f"{path} is not a complete checkpoint; it is set aside as "
                     f"{folders.set_aside(path)}.")
-      (self._directory / folders.SAVING).write_text(str(step))
+      # On the disk before the first file of the step: after a power cut, the
+      # note is what tells a partial step from somebody's copy.
+      files.write_text(self._directory / folders.SAVING, str(step))
     except OSError as error:
       raise errors.StorageError(self._clean_up_failure(step, error)) from error
     return False

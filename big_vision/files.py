@@ -1,0 +1,147 @@
+"""Writes files that survive a power cut, on any file system.
+
+A local file system may put names, contents and directories on the disk in any
+order, and seconds late: after a power cut, a file that was renamed into place
+can be empty, and a file that was removed afterwards is gone. What other files
+rely on must therefore be synced before they are written. Object stores (gs://)
+replace whole files atomically and durably, and need none of this.
+"""
+
+import errno
+import os
+import time
+
+from etils import epath
+
+
+# Object stores take whole files only: a growing file is sent again every time.
+_UPLOAD_EVERY_S = 60
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+  """Whether `path` is the address of an object store, such as gs://bucket/a."""
+  return "://" in os.fspath(path)
+
+
+def as_path(path: str | os.PathLike) -> epath.Path:
+  """Returns an absolute path, local or in an object store."""
+  path = os.fspath(path)
+  return epath.Path(path if is_remote(path) else os.path.abspath(path))
+
+
+def write_text(path: str | os.PathLike, text: str):
+  """Writes a text file, as UTF-8, like `write_bytes`."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike, content: bytes):
+  """Replaces a file by a new one that is on the disk when this returns.
+
+  A kill or a power cut leaves either the old file or the new one.
+
+  Args:
+    path: Path of the file; its directory exists.
+    content: Content of the file.
+  """
+  path = as_path(path)
+  if is_remote(path):
+    path.write_bytes(content)
+    return
+  target = os.path.realpath(path)  # A link stays a link.
+  if os.path.exists(target) and not os.path.isfile(target):
+    with open(target, "wb") as file:  # A pipe or a device, such as /dev/stdout.
+      file.write(content)
+    return
+  temporary = f"{target}.tmp"
+  with open(temporary, "wb") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, target)
+  sync(os.path.dirname(target))
+
+
+def make_directory(path: str | os.PathLike):
+  """Makes a directory and its parents; those that are new are synced."""
+  path = as_path(path)
+  if path.is_dir():
+    return
+  if path.parent != path:
+    make_directory(path.parent)
+  path.mkdir(exist_ok=True)
+  sync(path.parent)
+
+
+def sync(path: str | os.PathLike):
+  """Puts a file, or the names in a directory, on the disk."""
+  if is_remote(path):
+    return
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError as error:
+    # Some network file systems cannot sync a directory and do not need to.
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+      raise
+  finally:
+    os.close(descriptor)
+
+
+def sync_tree(directory: str | os.PathLike):
+  """Puts all files below a directory, and its own name, on the disk."""
+  if is_remote(directory):
+    return
+  for parent, _, names in os.walk(directory, topdown=False):
+    for name in names:
+      sync(os.path.join(parent, name))
+    sync(parent)
+  sync(as_path(directory).parent)
+
+
+class Appended:
+  """A file that grows while a run goes on.
+
+  In an object store, `flush` replaces the file at most once a minute, since it
+  has to send all of it.
+
+  Args:
+    path: Path of the file; its directory exists.
+    content: Beginning of the file, which replaces what it held before.
+  """
+
+  def __init__(self, path: str | os.PathLike, content: bytes = b""):
+    self._path = as_path(path)
+    write_bytes(self._path, content)
+    self._file = self._content = None
+    if is_remote(self._path):
+      self._content = bytearray(content)
+      self._next_upload = time.monotonic() + _UPLOAD_EVERY_S
+    else:
+      self._file = open(self._path, "ab")
+
+  def write(self, content: bytes):
+    """Appends to the file, at the latest with the next `flush`."""
+    (self._file.write if self._content is None else self._content.extend)(
+        content)
+
+  def flush(self):
+    """Makes what was written visible to other processes."""
+    if self._file is not None:
+      self._file.flush()
+    elif time.monotonic() >= self._next_upload:
+      self.sync()
+
+  def sync(self):
+    """Puts what was written on the disk."""
+    if self._file is not None:
+      self._file.flush()
+      os.fsync(self._file.fileno())
+    else:
+      write_bytes(self._path, bytes(self._content))
+      self._next_upload = time.monotonic() + _UPLOAD_EVERY_S
+
+  def close(self):
+    """Syncs and closes the file."""
+    self.sync()
+    if self._file is not None:
+      self._file.close()
