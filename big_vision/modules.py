@@ -20,6 +20,10 @@ import big_vision
 from big_vision import config as config_lib
 
 
+# Packages in which `find` has found modules so far.
+_packages = {"big_vision"}
+
+
 class Kind(NamedTuple):
   """One kind of module that a config can name.
 
@@ -77,7 +81,13 @@ def find(
     raise config_lib.ConfigError(
         f"{where}{full_name} is not a {kind}: it does not define {defines!r}. "
         f"There are {offered}.")
+  _packages.add(full_name.partition(".")[0])
   return module
+
+
+def packages() -> list[str]:
+  """Lists the packages that modules were found in, this one included."""
+  return sorted(_packages)
 
 
 def list_names(kind: str) -> list[str]:

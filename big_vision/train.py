@@ -19,6 +19,7 @@ from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision.run import cluster
 from big_vision.run import command_line
+from big_vision.run import comparison
 from big_vision.run import console
 from big_vision.run import progress
 from big_vision.run import session as session_lib
@@ -52,6 +53,8 @@ def _train(
 ) -> session_lib.Rollback | None:
   """Trains to the end, which returns None, or until it has to roll back."""
   built = build_lib.build(config)
+  if rollback is None:
+    comparison.check_same(config, built.info.data_size)
   console.say(build_lib.describe(built))
   mesh, task = built.mesh, built.task
   session = session_lib.Session(config, workdir, built, rollback)

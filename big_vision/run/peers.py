@@ -26,18 +26,18 @@ def this_process() -> tuple[int, int]:
 
   Unlike `jax.process_index()`, it does not start the devices.
   """
-  return _service()[1:]
+  return service()[1:]
 
 
 def is_preempted() -> bool:
   """Returns whether one of several processes got SIGTERM, as far as known."""
-  client, _, count = _service()
+  client, _, count = service()
   return count > 1 and _has_key(client, _PREEMPTED)
 
 
 def publish_end(exit_code: int, message: str):
   """Tells the other processes that this one ends, and why."""
-  client, index, count = _service()
+  client, index, count = service()
   if count > 1:
     client.key_value_set(f"{_ENDS}{index}", json.dumps(
         dict(exit_code=exit_code, message=message)), allow_overwrite=True)
@@ -45,7 +45,7 @@ def publish_end(exit_code: int, message: str):
 
 def find_ended() -> set[int]:
   """Returns the processes that have published their end."""
-  client, _, count = _service()
+  client, _, count = service()
   if count == 1:
     return set()
   return {_process(key) for key, _ in client.key_value_dir_get(_ENDS)}
@@ -80,7 +80,7 @@ class Peers:
   """
 
   def __init__(self, poll_s: float):
-    self._client, self.index, self.count = _service()
+    self._client, self.index, self.count = service()
     # In a round, the service receives `count` words and sends `count` ** 2.
     self.talk_s = poll_s * max(1.0, self.count / 64)
     self.patience_s = 5 * self.talk_s + 1
@@ -186,7 +186,7 @@ def _process(key: str) -> int:
   return int(key.rsplit("/", 1)[-1])
 
 
-def _service() -> tuple[Any, int, int]:
+def service() -> tuple[Any, int, int]:
   """Returns (key-value store, index of this process, number of processes).
 
   The store is None and the number 1 where a process runs alone. jax has no

@@ -35,7 +35,7 @@ class Service:
 def _service(monkeypatch):
   """Makes this process number 1 of 3."""
   service = Service()
-  monkeypatch.setattr(peers, "_service", lambda: (service, 1, 3))
+  monkeypatch.setattr(peers, "service", lambda: (service, 1, 3))
   return service
 
 
@@ -120,7 +120,7 @@ def test_failures_of_others_are_known(service):
 
 
 def test_many_processes_talk_less_often(monkeypatch):
-  monkeypatch.setattr(peers, "_service", lambda: (None, 0, 640))
+  monkeypatch.setattr(peers, "service", lambda: (None, 0, 640))
   assert peers.Peers(0.5).talk_s == 5
 
 
