@@ -297,6 +297,18 @@ def test_a_damaged_example_is_named_with_its_file(tmp_path):
     _take(_training(data, pp=PP), 1, key="image")
 
 
+def test_a_picture_that_claims_gigabytes_is_named_with_its_file(tmp_path):
+  data = _folder(tmp_path)
+  for path in tmp_path.rglob("*.png"):
+    contents = bytearray(path.read_bytes())
+    contents[16:24] = (50000).to_bytes(4, "big") * 2  # The size in its header.
+    path.write_bytes(contents)
+  with pytest.raises(
+      input_pipeline.DataError,
+      match=r"(?s)\d\d.png.*64000000 pixels.*50000, 50000"):
+    _take(_training(data, pp=PP), 1, key="image")
+
+
 def test_damaged_examples_are_replaced_counted_and_named(tmp_path, capsys):
   damaged = {3, 8, 17, 30}
   data = _folder(tmp_path, damaged)

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from big_vision.pp import exif
 from big_vision.pp import ops_decode
 from big_vision.pp import ops_resize
 from big_vision.pp import registry
@@ -12,11 +13,12 @@ from big_vision.pp import registry
 def decode_jpeg_and_inception_crop(
     size: ops_resize.Size | None = None, area_min: float = 5,
     area_max: float = 100, ratio_min: float = 0.75, ratio_max: float = 1.33,
-    method: str = "bilinear", antialias: bool = False, precise: bool = False):
+    method: str = "bilinear", antialias: bool = False, precise: bool = False,
+    orient: bool = True):
   """Computes `decode|inception_crop(...)` but decodes only the crop of a JPEG.
 
-  string[] to uint8[size, 3] in [0, 255]. Other formats are decoded in full.
-  Raises the same errors as `decode`.
+  string[] to uint8[size, 3] in [0, 255]. Other formats, and JPEGs that must be
+  turned upright, are decoded in full. Raises the same errors as `decode`.
 
   Args:
     size: Height and width of the result; None keeps the size of the crop.
@@ -27,28 +29,32 @@ def decode_jpeg_and_inception_crop(
     method: see `resize`.
     antialias: see `resize`.
     precise: see `decode`.
+    orient: see `decode`.
   """
   resize_crop = _make_resize_crop(size, method, antialias)
   dct_method = "INTEGER_ACCURATE" if precise else ""
 
+  def draw_window(shape, seed):
+    return _inception_window(
+        shape, seed, area_min, area_max, ratio_min, ratio_max)
+
   def decode_and_crop(contents, seed):
     contents = ops_decode.check_encoded(contents)
 
-    def jpeg():
+    def part():
       shape = tf.io.extract_jpeg_shape(contents)
-      checked = ops_decode.check_size(contents, tf.cast(shape[:2], tf.int64))
-      window = _inception_window(
-          shape, seed, area_min, area_max, ratio_min, ratio_max)
-      return _decode_window(checked, shape[1], window, dct_method)
+      checked = ops_decode.check_size(contents, shape[:2])
+      return _decode_window(
+          checked, shape[1], draw_window(shape, seed), dct_method)
 
-    def other():
-      image = ops_decode.decode_image(ops_decode.check_pixels(contents), 3)
-      window = _inception_window(
-          tf.shape(image), seed, area_min, area_max, ratio_min, ratio_max)
+    def whole():
+      image = ops_decode.decode_image(contents, 3, precise, orient)
+      window = draw_window(tf.shape(image), seed)
       return tf.slice(
           image, [window[0], window[1], 0], [window[2], window[3], 3])
 
-    image = tf.cond(tf.io.is_jpeg(contents), jpeg, other)
+    can_decode_part = exif.is_upright_jpeg if orient else tf.io.is_jpeg
+    image = tf.cond(can_decode_part(contents), part, whole)
     return resize_crop(ops_decode.with_channels(image, 3))
   return decode_and_crop
 
@@ -94,7 +100,8 @@ def inception_crop(
     y, x, height, width = tf.unstack(_inception_window(
         tf.shape(image), seed, area_min, area_max, 0.75, 1.33))
     image_crop = tf.slice(image, [y, x, 0], [height, width, -1])
-    return resize_crop(ops_decode.with_channels(image_crop, image.shape[-1]))
+    return resize_crop(tf.ensure_shape(
+        image_crop, [None, None, image.shape[-1]]))
   return crop
 
 

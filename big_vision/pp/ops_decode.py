@@ -1,55 +1,50 @@
-"""Decodes image files, and limits how large an image may be."""
+"""Decodes image files, and limits how large an image may be.
 
+JPEG and PNG are decoded by TensorFlow. GIF, BMP and WebP are decoded by Pillow:
+TensorFlow ignores palettes, holds all frames of an animation in memory, and
+crashes on some animated WebP files.
+"""
+
+import functools
+import io
+import struct
+
+import numpy as np
 import tensorflow as tf
 
+from big_vision.pp import distortions
+from big_vision.pp import exif
 from big_vision.pp import registry
 
 # Larger images are refused before they are decoded: a PNG of 400 kB can unfold
 # to 400 MB, and one such file in a crawl would end the run.
 MAX_PIXELS = 64 * 10**6
+_OPAQUE = 255
 
 
 @registry.register("decode")
 @registry.in_key_out_key()
-def decode(channels: int = 3, precise: bool = False):
-  """Decodes an image file: JPEG, PNG, GIF (its first frame), BMP or WebP.
+def decode(channels: int = 3, precise: bool = False, orient: bool = True):
+  """Decodes an image file: JPEG, PNG, GIF, BMP or WebP; of animations a frame.
 
-  string[] to uint8[h, w, channels] in [0, 255]. What cannot be decoded, or
-  has more than `MAX_PIXELS` pixels by its header, raises an
-  InvalidArgumentError; the latter before memory is taken for it. The header of
-  a GIF only tells the size of its canvas, which frames could exceed.
+  string[] to uint8[h, w, channels] in [0, 255]. The first frame of an animation
+  is decoded. A file that is damaged or of another kind, or an image of more
+  than MAX_PIXELS pixels, raises an InvalidArgumentError; the latter before
+  memory is taken for it.
 
   Args:
-    channels: 1 grey, 3 RGB, 4 RGBA, 0 as in the file.
-    precise: whether JPEGs are decoded with the exact integer DCT, as PIL and
+    channels: 1 for grey, 3 for RGB, 4 for RGBA, 0 for those of the file, where
+      CMYK counts as RGB. Dropping the alpha channel leaves colours as they are.
+    precise: Whether JPEGs are decoded with the exact integer DCT, as PIL and
       PyTorch do, instead of the faster one.
+    orient: Whether images are turned upright as their EXIF data says.
   """
   if channels not in (0, 1, 3, 4):
     raise ValueError(f"channels={channels} must be one of [0, 1, 3, 4].")
 
-  def exactly(contents):
-    return tf.io.decode_jpeg(contents, channels, dct_method="INTEGER_ACCURATE")
-
   def decode_any(contents):
-    contents = check_pixels(check_encoded(contents))
-    if precise:
-      image = tf.cond(
-          tf.io.is_jpeg(contents),
-          lambda: exactly(contents), lambda: decode_image(contents, channels))
-    else:
-      image = decode_image(contents, channels)
-    return with_channels(image, channels)
+    return decode_image(check_encoded(contents), channels, precise, orient)
   return decode_any
-
-
-def decode_image(contents, channels):
-  return tf.io.decode_image(contents, channels, expand_animations=False)
-
-
-def with_channels(image, channels):
-  """`image` with its static shape [None, None, channels]."""
-  image.set_shape([None, None, channels or None])
-  return image
 
 
 def check_encoded(contents):
@@ -61,60 +56,146 @@ def check_encoded(contents):
   return contents
 
 
-def check_pixels(contents):
-  """Returns `contents`; reading it fails if its header says too many pixels."""
-  size = tf.cond(
+def decode_image(contents, channels, precise, orient):
+  """Decodes a file, string[], to uint8[h, w, channels]; see `decode`."""
+  image = tf.cond(
       tf.io.is_jpeg(contents),
-      lambda: tf.cast(tf.io.extract_jpeg_shape(contents)[:2], tf.int64),
-      lambda: _size_of_other_formats(contents))
-  return check_size(contents, size)
+      lambda: _decode_jpeg(contents, channels, precise, orient),
+      lambda: tf.cond(
+          tf.equal(tf.strings.substr(contents, 0, 8), b"\x89PNG\r\n\x1a\n"),
+          lambda: _decode_png(contents, channels, orient),
+          lambda: _decode_others(contents, channels, orient)))
+  return with_channels(image, channels)
+
+
+def _decode_jpeg(contents, channels, precise, orient):
+  """Decodes a JPEG; TensorFlow makes no alpha, and no grey of CMYK."""
+  size = tf.io.extract_jpeg_shape(contents)
+  decode_as = functools.partial(
+      tf.io.decode_jpeg, check_size(contents, size[:2]),
+      dct_method="INTEGER_ACCURATE" if precise else "")
+  if channels == 4:
+    image = _with_alpha(decode_as(channels=3))
+  elif channels == 1:
+    image = tf.cond(
+        tf.equal(size[2], 4), lambda: distortions.grey(decode_as(channels=3)),
+        lambda: decode_as(channels=1))
+  else:
+    image = decode_as(channels=channels)
+  return exif.turned_jpeg(contents, image) if orient else image
+
+
+def _decode_png(contents, channels, orient):
+  """Decodes a PNG; TensorFlow gets alpha wrong below 8 bits per channel."""
+  header = tf.io.decode_raw(contents, tf.uint8, fixed_length=44)
+  sides = tf.reduce_sum(
+      tf.reshape(tf.cast(header[16:24], tf.int64), [2, 4])
+      * [256**3, 256**2, 256, 1], axis=1)
+  contents = check_size(contents, sides[::-1])
+  image = tf.io.decode_png(contents, channels)
+  if channels == 4:
+    def corrected():
+      has_alpha = tf.equal(tf.shape(tf.io.decode_png(contents))[2] % 2, 0)
+      return tf.where(has_alpha, image, _with_alpha(image[..., :3]))
+    image = tf.cond(header[24] < 8, corrected, lambda: image)
+  return exif.turned_png(contents, header, image) if orient else image
+
+
+def _with_alpha(rgb):
+  return tf.pad(rgb, [[0, 0], [0, 0], [0, 1]], constant_values=_OPAQUE)
+
+
+def _decode_others(contents, channels, orient):
+  """Decodes GIF, BMP and WebP files."""
+  image, message = tf.numpy_function(
+      functools.partial(
+          _decode_with_pillow, channels=channels, orient=orient),
+      [contents], [tf.uint8, tf.string], stateful=False)
+  # A message, and not an exception, so that the error is that of the ops.
+  return registry.checked(image, tf.equal(message, ""), message)
+
+
+def with_channels(image, channels):
+  """Returns `image` with its static shape [None, None, channels]."""
+  return tf.ensure_shape(image, [None, None, channels or None])
 
 
 def check_size(contents, size):
-  """Returns `contents`, to be read only if int64[2] `size` is acceptable."""
+  """Returns `contents`; reading it fails if int[2] `size` is too large."""
+  size = tf.cast(size, tf.int64)
   return registry.checked(
       contents, tf.reduce_prod(size) <= MAX_PIXELS,
-      f"An image of more than {MAX_PIXELS} pixels; its height and width:",
-      size)
+      f"An image of more than {MAX_PIXELS} pixels, the limit; its height and "
+      "width:", size)
 
 
-def _size_of_other_formats(contents):
-  """int64[2] height and width by the header; 0 for an unknown format."""
-  header = tf.cast(
-      tf.io.decode_raw(contents, tf.uint8, fixed_length=32), tf.int64)
+def _decode_with_pillow(contents, channels, orient):
+  """Decodes a GIF, BMP or WebP file.
 
-  def number(begin, end, big_endian=False):
-    places = tf.range(end - begin, dtype=tf.int64)
-    places = places[::-1] if big_endian else places
-    return tf.reduce_sum(header[begin:end] * 256**places)
+  Args:
+    contents: The file, bytes or an array that holds them.
+    channels: see `decode`.
+    orient: see `decode`.
 
-  def png():
-    return number(20, 24, big_endian=True), number(16, 20, big_endian=True)
+  Returns:
+    uint8[h, w, channels] and b"", or an empty array and the reason why the
+    image cannot be decoded.
+  """
+  from PIL import Image  # pylint: disable=g-import-not-at-top
+  contents = exif.to_bytes(contents)
+  try:
+    _check_pixels(*_size_in_header(contents))
+    image = Image.open(io.BytesIO(contents), formats=["GIF", "BMP", "WEBP"])
+    _check_pixels(image.height, image.width)  # A GIF's frame may be larger.
+    pixels = _to_array(image, channels)
+    if orient:
+      pixels = exif.turn_upright(
+          pixels, exif.parse(image.info.get("exif", b"")))
+    return pixels, b""
+  except (_TooLarge, Image.DecompressionBombError) as error:
+    message = f"An image of more than {MAX_PIXELS} pixels, the limit: {error}"
+  except Exception as error:  # Pillow raises SyntaxError, struct.error, ...
+    message = f"The file is not a valid JPEG, PNG, GIF, BMP or WebP: {error}"
+  return np.zeros([0, 0, channels], np.uint8), message.encode()
 
-  def gif():
-    return number(8, 10), number(6, 8)
 
-  def bmp():
-    height, width = number(22, 26), number(18, 22)
-    # Signed; a negative height says that the top row comes first.
-    return tf.where(height < 2**31, height, 2**32 - height), width
+class _TooLarge(Exception):
+  """An image has more than MAX_PIXELS pixels."""
 
-  def webp():  # The fourth letter of the first chunk's name: "VP8 ", "VP8L".
-    extended = number(27, 30) + 1, number(24, 27) + 1
-    sizes = number(21, 25)
-    lossless = sizes // 2**14 % 2**14 + 1, sizes % 2**14 + 1
-    lossy = number(28, 30) % 2**14, number(26, 28) % 2**14
-    kind = header[15]
-    return tf.where(kind == ord("X"), extended, tf.where(
-        kind == ord("L"), lossless, lossy))
 
-  def starts_with(magic, begin=0):
-    expected = tf.constant(list(magic), tf.int64)
-    return tf.reduce_all(header[begin:begin + len(magic)] == expected)
+def _check_pixels(height, width):
+  if height * width > MAX_PIXELS:
+    raise _TooLarge(f"its height and width are [{height} {width}]")
 
-  return tf.case(
-      [(starts_with(b"\x89PNG"), lambda: tf.stack(png())),
-       (starts_with(b"GIF8"), lambda: tf.stack(gif())),
-       (starts_with(b"BM"), lambda: tf.stack(bmp())),
-       (starts_with(b"WEBP", 8), webp)],
-      default=lambda: tf.zeros([2], tf.int64))
+
+def _size_in_header(contents):
+  """Returns height and width in the header of a GIF, BMP or WebP file."""
+  if contents.startswith(b"GIF8"):
+    width, height = struct.unpack_from("<HH", contents, 6)
+  elif contents.startswith(b"BM"):
+    old = contents[14] == 12  # The header of OS/2.
+    width, height = struct.unpack_from("<HH" if old else "<ii", contents, 18)
+  elif contents[8:15] == b"WEBPVP8":
+    if contents[15:16] == b"X":
+      width, height = (
+          1 + int.from_bytes(contents[i:i + 3], "little") for i in (24, 27))
+    elif contents[15:16] == b"L":
+      sizes, = struct.unpack_from("<I", contents, 21)
+      width, height = 1 + sizes % 2**14, 1 + (sizes >> 14) % 2**14
+    else:
+      width, height = (
+          side % 2**14 for side in struct.unpack_from("<HH", contents, 26))
+  else:
+    raise ValueError("it begins with none of their signatures")
+  # A negative height says that a BMP begins with its top row.
+  return abs(height), abs(width)
+
+
+def _to_array(image, channels):
+  """Returns the pixels of a Pillow image, uint8[h, w, channels]."""
+  mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+  if mode is None:
+    mode = "RGBA" if image.has_transparency_data else (
+        "L" if image.mode in ("1", "L") else "RGB")
+  pixels = np.asarray(image.convert(mode))
+  return pixels[..., None] if pixels.ndim == 2 else pixels
