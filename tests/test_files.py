@@ -41,7 +41,8 @@ def test_links_stay_links_and_pipes_are_written_to(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   read = []
   reader = threading.Thread(
-      target=lambda: read.append((tmp_path / "pipe").read_text()))
+      target=lambda: read.append((tmp_path / "pipe").read_text()),
+      daemon=True)
   reader.start()
   files.write_text(tmp_path / "pipe", "through")
   reader.join(10)

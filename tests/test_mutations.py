@@ -59,7 +59,7 @@ def _run(test, tree):
       [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
        "-p", "no:xdist", "-m", "", test],
       cwd=tree, env=environment, capture_output=True, text=True, check=False,
-      timeout=600)
+      timeout=300)
   return result.returncode, result.stdout + result.stderr
 
 
