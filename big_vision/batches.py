@@ -1,7 +1,7 @@
 """Puts global batches on the devices, in the background.
 
-Each process makes the rows that its own devices need; together they are one
-global array.
+Each process makes the rows that its own devices need; together these rows form
+one global array.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class Batches:
   Args:
     dataset: tf.data.Dataset of this process's rows of each batch.
     first_batch: Number of the first batch.
-    rows: int[r], positions in a global batch of the rows of `dataset`.
+    rows: int[r], positions of `dataset`'s rows in a global batch.
     sharding: Sharding of the batches' first axis.
     batch_size: Number of examples over all devices.
     prefetch: Number of batches that may wait on the devices.
@@ -66,7 +66,7 @@ class Batches:
   def close(self):
     """Stops the background thread; safe to call again.
 
-    A thread that does not stop within some seconds is abandoned.
+    A thread that does not stop within a few seconds is abandoned.
     """
     self._stop.set()
     give_up = time.monotonic() + _CLOSE_S
@@ -123,7 +123,7 @@ class Batches:
     return int(attempts.sum())
 
   def _to_devices(self, local):
-    """Makes the global array from this process's rows, `local`."""
+    """Makes the global array, of which this process has the rows `local`."""
     shape = (self._batch_size,) + local.shape[1:]
     shards = []
     for device, index in self._sharding.addressable_devices_indices_map(

@@ -21,7 +21,7 @@ from big_vision.task import Info, Task
 
 
 class Built(NamedTuple):
-  """A config's run, before any array exists.
+  """Everything that a config describes, before any array exists.
 
   Attributes:
     mesh: Devices of the run.
@@ -54,8 +54,8 @@ def build(config: config_lib.Config, devices=None) -> Built:
 
   Args:
     config: The whole config of a run.
-    devices: Devices of the mesh; None for all that exist. They may be devices
-      to compile for, on which nothing can run.
+    devices: Devices of the mesh; None for all that exist. They may be
+      descriptions of devices, for which programs can be compiled but not run.
 
   Raises:
     ConfigError: The config is invalid, or asks for something that does not
@@ -118,7 +118,7 @@ class LoopOptions(NamedTuple):
   Attributes:
     log_every: Number of steps between logged measurements.
     ckpt_every: Number of steps between checkpoints; None saves at the end only.
-    keep_ckpt_every: Number of steps between checkpoints that are kept for ever;
+    keep_ckpt_every: Number of steps between checkpoints that are kept forever;
       None keeps the newest only.
     keep_best: Options of `checkpoints.Best`.
     resume: Workdir of another run to continue from while this run has no
@@ -141,7 +141,7 @@ class LoopOptions(NamedTuple):
 
 
 def loop_options(config: config_lib.Config, info: Info) -> LoopOptions:
-  """Reads the options that neither a task nor data nor evaluators read.
+  """Reads the options of the loop itself, which no task or evaluator reads.
 
   Raises:
     ConfigError: A period is given in two units, or is not a number; or an

@@ -70,8 +70,8 @@ class Config(Mapping):
   """A read-only config that remembers which keys were read.
 
   Values are read as `config.lr`, `config["lr"]` or `config.get("lr", 0.1)`;
-  nested dicts are `Config`s too. `dict(config)` and `**config` count as
-  reading: the receiver must then check the names (see `call`).
+  nested dicts are `Config`s too. `dict(config)` and `**config` mark every key
+  as read, so the receiver must check the names itself (see `call`).
 
   Args:
     values: Values by key, as a dict or a ConfigDict.
@@ -128,10 +128,10 @@ class Config(Mapping):
         for key, value in self._values.items()}
 
   def unread(self) -> list[tuple[str, list[str]]]:
-    """Lists unread keys, each with the absent names that were asked for.
+    """Lists the unread keys, with the names that each may be a misspelling of.
 
     Returns:
-      [(path of the key, names that it may have been meant for)].
+      [(path of the key, names that were looked up beside it but are absent)].
     """
     found = []
     for key, value in self._values.items():
@@ -155,7 +155,7 @@ class Config(Mapping):
 
 
 def to_json(config: Config) -> str:
-  """Returns the config as JSON; values whose keys name secrets are hidden.
+  """Returns the config as JSON; passwords, tokens and other secrets are hidden.
 
   Raises:
     ConfigError: JSON cannot hold a value (a function, an array); names its
@@ -202,7 +202,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def resolve(values: ml_collections.ConfigDict) -> Config:
   """Converts what a config file returned to the form in which it is stored.
 
-  A resumed run reads the stored file. Because of the way through JSON, a fresh
-  run sees the same values (tuples become lists).
+  A resumed run reads the stored file. So that a new run sees the same values,
+  its config is converted to JSON and back (tuples become lists).
   """
   return Config(json.loads(to_json(Config(values))))

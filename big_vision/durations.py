@@ -1,4 +1,4 @@
-"""Durations: steps, epochs, examples or percent, whichever a config states."""
+"""Converts durations in steps, epochs, examples or percent to steps."""
 
 from collections.abc import Mapping
 from typing import Any

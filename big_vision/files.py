@@ -2,9 +2,9 @@
 
 A local file system may put names, contents and directories on the disk in any
 order, and seconds late: after a power cut, a file that was renamed into place
-can be empty, and a file that was removed afterwards is gone. What other files
-rely on must therefore be synced before they are written. Object stores (gs://)
-replace whole files atomically and durably, and need none of this.
+can be empty, and a file that was removed afterwards is gone. A file must
+therefore be synced before any file that relies on it is written. Object stores
+(gs://) replace whole files atomically and durably, and need none of this.
 """
 
 import errno
@@ -19,7 +19,7 @@ _UPLOAD_EVERY_S = 60
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """Whether `path` is the address of an object store, such as gs://bucket/a."""
+  """Returns whether `path` is in an object store, such as gs://bucket/a."""
   return "://" in os.fspath(path)
 
 
@@ -30,12 +30,12 @@ def as_path(path: str | os.PathLike) -> epath.Path:
 
 
 def write_text(path: str | os.PathLike, text: str):
-  """Writes a text file, as UTF-8, like `write_bytes`."""
+  """Writes a text file in UTF-8, as durably as `write_bytes`."""
   write_bytes(path, text.encode())
 
 
 def write_bytes(path: str | os.PathLike, content: bytes):
-  """Replaces a file by a new one that is on the disk when this returns.
+  """Replaces a file; the new one is on the disk when this function returns.
 
   A kill or a power cut leaves either the old file or the new one.
 
@@ -47,7 +47,7 @@ def write_bytes(path: str | os.PathLike, content: bytes):
   if is_remote(path):
     path.write_bytes(content)
     return
-  target = os.path.realpath(path)  # A link stays a link.
+  target = os.path.realpath(path)  # Keep a link, and replace its target.
   if os.path.exists(target) and not os.path.isfile(target):
     with open(target, "wb") as file:  # A pipe or a device, such as /dev/stdout.
       file.write(content)
@@ -62,7 +62,7 @@ def write_bytes(path: str | os.PathLike, content: bytes):
 
 
 def make_directory(path: str | os.PathLike):
-  """Makes a directory and its parents; those that are new are synced."""
+  """Makes a directory and its missing parents, and puts them on the disk."""
   path = as_path(path)
   if path.is_dir():
     return
@@ -73,7 +73,7 @@ def make_directory(path: str | os.PathLike):
 
 
 def sync(path: str | os.PathLike):
-  """Puts a file, or the names in a directory, on the disk."""
+  """Puts a file, or the list of a directory's entries, on the disk."""
   if is_remote(path):
     return
   descriptor = os.open(path, os.O_RDONLY)
@@ -120,7 +120,7 @@ class Appended:
       self._file = open(self._path, "ab")
 
   def write(self, content: bytes):
-    """Appends to the file, at the latest with the next `flush`."""
+    """Appends to the file; others may not see it before the next `flush`."""
     (self._file.write if self._content is None else self._content.extend)(
         content)
 

@@ -5,7 +5,7 @@ All of them take and return a function of the form
   (params, batch, rng) -> ((value, aux), grads)
 
 which is what `jax.value_and_grad(loss_fn, has_aux=True)` returns for a
-`loss_fn(params, batch, rng)`. They compose by calling one on another's result.
+`loss_fn(params, batch, rng)`. Calling one on another's result combines them.
 `from_config` makes the one that a config asks for.
 """
 
@@ -33,7 +33,8 @@ def from_config(
     config: Reads grad_accum_steps, the number of parts a batch is split into.
     mean_over: "examples" if the loss is a mean of terms that depend on one
       example each; "batch" if its terms depend on several, as in contrastive
-      losses, so that parts of a batch have another loss than the whole.
+      losses, so that the mean over parts of a batch is not the loss of the
+      whole.
 
   Raises:
     ConfigError: grad_accum_steps is not a positive integer, or the loss does
@@ -116,10 +117,10 @@ def _split(batch, steps: int):
 
 
 def _check_floats(aux):
-  """Raises ValueError if `aux` has arrays of which a mean would be rounded."""
+  """Raises ValueError if `aux` has integers, whose mean would be rounded."""
   wrong = {name: str(leaf.dtype) for name, leaf in tree.flatten_with_names(aux)
            if not jnp.issubdtype(leaf.dtype, jnp.floating)}
   if wrong:
     raise ValueError(
-        "grad_accum_steps averages what a loss returns beside its value, so "
-        f"all of it must be floats; these are not: {wrong}.")
+        "grad_accum_steps averages everything that a loss returns in addition "
+        f"to its value, which must be floats; these are not: {wrong}.")

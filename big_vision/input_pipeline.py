@@ -1,4 +1,4 @@
-"""From sources and preprocessing to batches on the devices.
+"""Turns sources and preprocessing strings into batches on the devices.
 
 Batch N is a pure function of (seed, N). Row r of batch N is the example at
 position N * batch_size + r of an endless sequence (`datasets.order`), and its
@@ -6,7 +6,7 @@ random ops draw from a seed made of (seed, position). So starting at any batch
 is free, and neither the number of processes nor the split of rows among them
 changes a batch.
 
-TensorFlow is imported when a pipeline is built.
+TensorFlow is imported when a pipeline is built, not with this module.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +27,9 @@ from big_vision.datasets import specs
 
 DataError = core.DataError
 
-# Number of evaluation batches between two checks whether to stop. A check makes
-# processes wait for each other: it must be rare enough to cost little, and
-# frequent enough to end within the grace period after a signal.
+# Number of evaluation batches between two checks for a request to stop. A check
+# makes processes wait for each other: it must be rare enough to cost little,
+# and frequent enough to end within the grace period after a signal.
 CHECKED_BATCHES = 8
 
 
@@ -49,7 +49,7 @@ def make_training(
     pp_modules: Names of more modules of ops, in addition to the default ones.
 
   Raises:
-    ConfigError: The config names something that does not exist or fit.
+    ConfigError: The config names something unknown or unsuitable.
     DataError: The stored data is damaged or empty.
   """
   return TrainingPipeline(config, seed, pp_modules)
@@ -60,7 +60,7 @@ def make_evaluation(
     sharding: jax.sharding.NamedSharding, skip_errors: bool = False,
     pp_modules: Sequence[str] | None = None,
     check: Callable[[], None] = lambda: None) -> "EvaluationPipeline":
-  """Opens data for passes in the source's own order, padded to whole batches.
+  """Opens data for evaluation: in the source's order, with padded batches.
 
   Args:
     data: Source: name, split, ...
@@ -73,7 +73,7 @@ def make_evaluation(
       processes alike; an exception that it raises ends the pass.
 
   Raises:
-    ConfigError: The config names something that does not exist or fit.
+    ConfigError: The config names something unknown or unsuitable.
     DataError: The stored data is damaged or empty.
   """
   return EvaluationPipeline(
@@ -143,7 +143,7 @@ class TrainingPipeline:
         describe=functools.partial(reading_lib.describe, reading))
 
   def _check_streams(self):
-    """Raises ConfigError if a stream is to do what only an index allows."""
+    """Raises ConfigError if a stream would have to be read by index."""
     streams = [part for part in self._parts if part.is_stream]
     if streams and (self._slots is not None or self._skip_errors):
       raise config_lib.ConfigError(
@@ -153,7 +153,7 @@ class TrainingPipeline:
           f"big_vision.tools.prepare_dataset {streams[0].name}")
 
   def _infer_batch_spec(self):
-    """Returns the batches' types; raises unless all parts yield the same."""
+    """Returns the types of a batch; raises if the parts of a mixture differ."""
     def spec_of(part):
       return specs.element_spec(
           lambda position: self._preprocess(
@@ -277,7 +277,7 @@ class EvaluationPipeline:
     import tensorflow as tf
     del source_idx  # There is only one source.
     example = self._part.preprocess(example)
-    # A substitute for a damaged example does not count either.
-    counts = tf.cast(position < self.num_examples, tf.float32)
-    counts *= tf.cast(tf.equal(attempt, 0), tf.float32)
-    return {**example, "_mask": counts * example.get("_mask", 1.)}
+    # A substitute for a damaged example is masked too.
+    mask = tf.cast(position < self.num_examples, tf.float32)
+    mask *= tf.cast(tf.equal(attempt, 0), tf.float32)
+    return {**example, "_mask": mask * example.get("_mask", 1.)}

@@ -20,16 +20,18 @@ def make(mixup: Mapping | None = None, cutmix: Mapping | None = None
   Args:
     mixup: {"p": alpha}; every step draws one weight from Beta(alpha, alpha).
     cutmix: {"p": alpha}; every step draws one box, its area from
-      Beta(alpha, alpha). With both, every step tosses a coin between them.
+      Beta(alpha, alpha). If both are given, every step picks one of the two at
+      random.
 
   Returns:
-    A function (batch, rng) -> batch, or None without arguments. The batch must
-    have an even number of examples, "image", float[b, h, w, c], and "labels",
-    float[b, k], one-hot or multi-hot, which are mixed like the pixels.
+    A function (batch, rng) -> batch, or None if neither argument is given. The
+    batch must have an even number of examples, "image", float[b, h, w, c], and
+    "labels", float[b, k], one-hot or multi-hot, which are mixed like the
+    pixels.
 
   Raises:
     ConfigError: A key does not exist, or p <= 0. While tracing: the batch has
-      an odd size, no image, or labels of another form.
+      an odd size, no image, or labels of another type or shape.
   """
   ops = []
   if mixup is not None:

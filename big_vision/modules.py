@@ -6,7 +6,7 @@ project: "proj.vqgan.stage1" is `big_vision/proj/vqgan/stage1.py`. Any other
 dotted name, like "mylab.models.gizmo", is imported as it stands, so code in
 other repositories needs no change here.
 
-What a module can be used as depends on what it defines: see KINDS.
+KINDS lists what a module must define to be used as a model, a trainer, etc.
 """
 
 import ast
@@ -41,7 +41,7 @@ KINDS = {
     "model": Kind("models", "Model"),
     "trainer": Kind("trainers", "make_task"),
     "evaluator": Kind("evaluators", "Evaluator"),
-    # Sources without a dot are names of their own: see `datasets`.
+    # A source's name without a dot is not a module: see `datasets`.
     "source": Kind(None, "open_source"),
     "pp module": Kind("pp", None),
 }
@@ -74,13 +74,13 @@ def find(
     offered = list_names(kind)
     raise config_lib.ConfigError(
         f"{where}Unknown {kind} {name!r}{config_lib.nearest(name, offered)}; "
-        f"there are {offered}, and dotted names of modules on the Python path."
+        f"use one of {offered} or a dotted name of a module on the Python path."
     ) from None
   if defines and not hasattr(module, defines):
     offered = list_names(kind)
     raise config_lib.ConfigError(
         f"{where}{full_name} is not a {kind}: it does not define {defines!r}. "
-        f"There are {offered}.")
+        f"Use one of {offered}.")
   _packages.add(full_name.partition(".")[0])
   return module
 
@@ -112,7 +112,7 @@ def list_names(kind: str) -> list[str]:
 
 
 def is_module_name(name: str) -> bool:
-  """Returns whether `name` is dotted identifiers, like "mylab.data.birds"."""
+  """Returns whether `name` is a dotted name, like "mylab.data.birds"."""
   parts = name.split(".")
   return len(parts) > 1 and all(part.isidentifier() for part in parts)
 

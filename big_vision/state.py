@@ -22,7 +22,7 @@ class NonFiniteError(RuntimeError):
 
 
 def _init(task: Task, info: Info, rng, given) -> State:
-  """Returns the state before the first step; to be traced."""
+  """Returns the state before the first step; called only while tracing."""
   # A whole batch of zeros costs nothing: only parameters leave this function,
   # so the compiler removes everything that is computed from the batch.
   batch = {key: jnp.zeros(spec.shape, spec.dtype)
@@ -52,7 +52,7 @@ def with_shardings(shapes, shardings):
 
 
 def make(task: Task, info: Info, rng, shapes, shardings) -> State:
-  """Makes the state before the first step, each array in its shards.
+  """Makes the state before the first step, with every array sharded.
 
   Args:
     task: Task of the run; its `load` runs first, its `init` makes the rest.
@@ -70,7 +70,7 @@ def make(task: Task, info: Info, rng, shapes, shardings) -> State:
 def infer_frozen(frozen, strategy, mesh):
   """Infers the shardings of a task's frozen arrays, as for parameters.
 
-  Rules that match entries of the state only are not an error here.
+  Rules may match nothing here, because they may be meant for other entries.
 
   Args:
     frozen: Tree of arrays, see `Task.frozen`.
@@ -128,7 +128,7 @@ def make_update(task: Task, rng, shardings, mesh) -> Callable[..., Any]:
 
   Args:
     task: Task of the run.
-    rng: Key to be folded with each step.
+    rng: Key that is folded with the number of each step.
     shardings: The state's shardings.
     mesh: Devices of the run.
 
@@ -146,8 +146,8 @@ def make_update(task: Task, rng, shardings, mesh) -> Callable[..., Any]:
     finite = {name: jnp.isfinite(measurements[name])
               for name in monitored(measurements)}
     # Only values known before the update decide whether it is applied. Norms of
-    # the new state are known when all of it is written, and deciding by them
-    # would read and write it again.
+    # the new state are known only once all of it is written; a decision that
+    # waits for them would read and write it a second time.
     apply = jnp.logical_and(
         finite["training_loss"], finite.get("l2_grads", True))
     changed["step"] = state["step"] + 1

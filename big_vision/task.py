@@ -52,7 +52,7 @@ def phases_at(
 
   Args:
     steps: Numbers of updates after which `static` may change, in any order.
-      Those outside of (0, total_steps) begin no phase.
+      Those outside (0, total_steps) are ignored.
     static: `Task.static`.
     total_steps: Number of steps of the run.
   """
@@ -62,7 +62,7 @@ def phases_at(
 
 
 class Task(NamedTuple):
-  """A method. Its functions are pure, except those marked "host".
+  """A method, as functions. They are pure, except those marked "host".
 
   Attributes:
     init: (rng, batch, given) -> state. `batch` is a batch of zeros and `given`
@@ -75,8 +75,8 @@ class Task(NamedTuple):
       state also has "step", int32[], and "frozen".
     predict_fns: {name: (state, batch, *, rng=None, **kw) -> anything};
       evaluators, tools and exports ask for them by name. `rng` is a jax key or
-      None: functions that draw take their randomness from it alone and raise
-      ValueError without it, all others ignore it.
+      None: functions that draw random numbers use no other key and raise
+      ValueError if it is None; all others ignore it.
     sched_fns: {name: (step) -> float}, for logging only.
     load: Host; (shapes) -> partial state, the warm start of a new run. `shapes`
       is the state as jax.ShapeDtypeStruct.
@@ -84,10 +84,11 @@ class Task(NamedTuple):
       such as teachers, perceptual networks and cameras. `update` and predict
       functions find it as `state["frozen"]`.
     static: Host; (step) -> {name: hashable}, the compile-time choices of the
-      update that follows `step` others. Each distinct value is compiled once.
+      update that follows the first `step` updates. Each distinct value is
+      compiled once.
     phases: Host; (total_steps) -> sequence of `Phase` in ascending order, the
-      first at step 0, a new one wherever `static` changes. Planning, FLOP
-      counts and MFU see every program of a run through it; see `phases_at`.
+      first at step 0, and a new one wherever `static` changes. Planning, FLOP
+      counts and MFU learn from it which programs a run has; see `phases_at`.
   """
   init: Callable[..., State]
   update: Callable[..., tuple[State, dict[str, Any]]]
@@ -122,7 +123,8 @@ def with_ema(task: Task, decay: float) -> Task:
     given = dict(given)
     ema = given.pop("ema", None)
     state = task.init(rng, batch, given)
-    # Copied, because both entries are donated and must not share a buffer.
+    # Copy the parameters: both entries are donated, so they must not share
+    # buffers.
     state["ema"] = (
         jax.tree.map(jnp.copy, state["params"]) if ema is None else ema)
     return state

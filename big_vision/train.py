@@ -1,12 +1,12 @@
-"""The loop.
+"""Trains a run: the loop that all methods share.
 
   python -m big_vision.train --config big_vision/configs/quickstart.py \
       --workdir workdirs/quickstart
 
-It knows no method: `config.trainer` names a module that states a `Task`, by
-default `trainers/classification.py`; see `task.py`. It knows no model and no
-data either: the config names them, see `build.py`. Everything around a step
-(logging, evaluation, checkpoints) is in `run/session.py`.
+The loop knows nothing of methods: `config.trainer` names a module that defines
+a `Task` (see `task.py`), by default `trainers/classification.py`. Nor does it
+know models or data, which the config names too (see `build.py`). Everything
+around a step (logging, evaluation, checkpoints) is in `run/session.py`.
 """
 
 from absl import app
@@ -28,7 +28,7 @@ from big_vision.run import workdir as workdir_lib
 
 
 def train(config: config_lib.Config, workdir: str):
-  """Trains what `config` describes, from the last checkpoint to the end.
+  """Trains a run from its last checkpoint, if it has one, to its end.
 
   A loss or a norm that is not finite stops the run. With `config.max_rollbacks`
   it restarts from the last checkpoint instead, at most that many times, with
@@ -51,7 +51,7 @@ def _train(
     config: config_lib.Config, workdir: str,
     rollback: session_lib.Rollback | None = None
 ) -> session_lib.Rollback | None:
-  """Trains to the end, which returns None, or until it has to roll back."""
+  """Trains to the end (returns None) or to a rollback (returns it)."""
   built = build_lib.build(config)
   if rollback is None:
     comparison.check_same(config, built.info.data_size)
@@ -86,7 +86,7 @@ def _train(
 
 
 def define_flags():
-  """Defines the flags; only the program does, so that others may import it."""
+  """Defines the command's flags; importing this module must not."""
   config_flags.DEFINE_config_file(
       "config", None, "What to train: FILE.py or FILE.py:arg=value,...",
       lock_config=True)

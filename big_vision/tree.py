@@ -1,7 +1,7 @@
 """Addresses the leaves of trees by "/"-joined names.
 
-Regexes in configs, error messages and checkpoints all call a parameter by its
-name ("params/head/kernel").
+Regexes in configs, error messages and checkpoints all refer to a parameter by
+its name ("params/head/kernel").
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ def flatten_with_names(tree, is_leaf=None) -> list[tuple[str, Any]]:
 
 
 def map_with_names(fn: Callable[..., Any], tree, *rest, is_leaf=None):
-  """Maps like `jax.tree.map`, with the leaf's name as first argument."""
+  """Maps like `jax.tree.map`, and passes each leaf's name as first argument."""
   def call(path, leaf, *others):
     return fn("/".join(map(_entry_name, path)), leaf, *others)
   return jax.tree_util.tree_map_with_path(call, tree, *rest, is_leaf=is_leaf)
@@ -60,10 +60,10 @@ def unflatten(named: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict:
 
 def first_match(
     names: Iterable[str], patterns: Sequence[str]) -> dict[str, int | None]:
-  """Returns the first pattern that matches each name as a whole.
+  """Finds the first pattern that matches each name as a whole.
 
   Returns:
-    {name: index into `patterns`}, None for a name that no pattern matches.
+    {name: index into `patterns`, or None if no pattern matches}.
   """
   compiled = [re.compile(pattern) for pattern in patterns]
   def find(name):
@@ -78,12 +78,12 @@ def num_elements(tree) -> int:
 
 
 def merge(full, part: Mapping):
-  """Replaces the leaves of `full` that `part` has too.
+  """Replaces leaves of `full` by those of `part` that have the same names.
 
   Args:
     full: Tree whose upper levels are dicts.
-    part: Nested dict of some of the same names; or a leaf or subtree, which
-      replaces `full`.
+    part: Nested dict with some of the names in `full`. Anything but a dict
+      replaces all of `full`.
 
   Raises:
     ValueError: `part` has a name that `full` lacks.
@@ -113,7 +113,7 @@ def keep(tree: Mapping, predicate: Callable[[Any], bool]) -> dict:
 
 
 def select(tree, part: Mapping):
-  """Selects the entries of `tree` where the nested dict `part` has leaves."""
+  """Returns the subtrees of `tree` at the leaves of the nested dict `part`."""
   if not isinstance(part, Mapping):
     return tree
   return {key: select(tree[key], value) for key, value in part.items()}
