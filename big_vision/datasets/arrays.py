@@ -1,12 +1,14 @@
 """Sources that hold arrays in memory: data of packages, and .npz files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+import os
 import zipfile
 
 import numpy as np
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import data_files
 from big_vision.datasets import memory
 from big_vision.datasets import slicing
 
@@ -109,19 +111,22 @@ def npz(
 
   Raises:
     ConfigError: There is no such file or array, or the part is empty.
-    DataError: The file is damaged or holds pickled objects, which could run
-      code and are never loaded, or its arrays differ in length.
+    DataError: The file is damaged, would unfold to too much, or holds pickled
+      objects, which could run code and are never loaded; or its arrays differ
+      in length.
   """
   import tensorflow as tf
+  fname = os.path.expanduser(fname)
   if not tf.io.gfile.exists(fname):
     raise config_lib.ConfigError(f"bv:npz: there is no file {fname!r}.")
   try:
-    with tf.io.gfile.GFile(fname, "rb") as file:
-      stored = np.load(file, allow_pickle=False)
-      if not isinstance(stored, np.lib.npyio.NpzFile):
+    with data_files.open_file(fname) as file:
+      if file.read(6) == b"\x93NUMPY":
         raise core.DataError(
             f"{fname} holds a single array; bv:npz reads .npz files, which "
             "np.savez writes.")
+      file.seek(0)
+      stored = np.load(file, allow_pickle=False)
       if keys is None:
         keys = stored.files
       names = keys if isinstance(keys, Mapping) else {key: key for key in keys}
@@ -130,6 +135,7 @@ def npz(
             f"{fname}: keys={keys!r} selects nothing; it has "
             f"{sorted(stored.files)}.")
       arrays = {}
+      _check_sizes(stored, names.values(), fname)
       for feature, name in names.items():
         if name not in stored.files:
           raise config_lib.ConfigError(
@@ -152,6 +158,16 @@ def npz(
   return memory.ArraySource(
       {feature: array[first:last] for feature, array in arrays.items()},
       lambda index: f"{fname} record {first + index}", num_classes=num_classes)
+
+
+def _check_sizes(stored, names: Iterable[str], fname: str):
+  """Raises DataError if arrays of an open .npz are too large for memory."""
+  parts = {part.filename.removesuffix(".npy"): part
+           for part in stored.zip.infolist()}
+  parts = [parts[name] for name in set(names) if name in parts]
+  data_files.check_unfolded_size(
+      fname, sum(part.file_size for part in parts),
+      sum(part.compress_size for part in parts))
 
 
 def _load_array(stored, name: str, fname: str) -> np.ndarray:

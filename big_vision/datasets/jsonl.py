@@ -9,6 +9,7 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import data_files
 from big_vision.datasets import memory
 from big_vision.datasets import slicing
 
@@ -36,12 +37,13 @@ def jsonl(
   Raises:
     ConfigError: There is no such file or image key, or the part is empty.
     DataError: A line is not a flat JSON object, differs from the first line in
-      its keys or types, or names a file that does not exist.
+      its keys or types, or names a file that does not exist or is not regular.
   """
   import tensorflow as tf
+  fname = os.path.expanduser(fname)
   if not tf.io.gfile.exists(fname):
     raise config_lib.ConfigError(f"bv:jsonl: there is no file {fname!r}.")
-  with tf.io.gfile.GFile(fname, "rb") as file:
+  with data_files.open_file(fname) as file:
     lines = file.read().split(b"\n")
   rows = [(number, line) for number, line in enumerate(lines, 1)
           if line.strip()]
@@ -98,8 +100,14 @@ class _JsonlSource(core.Source):
 def _parse(line: bytes, fname: str, number: int) -> dict[str, Any]:
   """Parses the object on a line."""
   try:
-    row = json.loads(line)
-  except ValueError as error:  # Bad JSON, or bytes that are not UTF-8.
+    row = json.loads(line, object_pairs_hook=_to_dict,
+                     parse_constant=_refuse_constant)
+    if isinstance(row, dict):
+      for text in (*row, *row.values()):
+        if isinstance(text, str):
+          text.encode()  # Escapes of half a character are not text.
+  # Bad JSON; bytes or text that are not UTF-8; lists in lists in lists.
+  except (ValueError, RecursionError) as error:
     raise core.DataError(
         f"{fname} line {number} is not JSON: {error}.") from error
   if not isinstance(row, dict):
@@ -107,6 +115,19 @@ def _parse(line: bytes, fname: str, number: int) -> dict[str, Any]:
         f"{fname} line {number} is a {type(row).__name__}; every line must be "
         'an object, such as {"image": "a.jpg", "label": 3}.')
   return row
+
+
+def _to_dict(pairs):
+  """Makes a dict of the pairs of an object; raises ValueError on repeats."""
+  row = dict(pairs)
+  if len(row) != len(pairs):
+    raise ValueError(f"a key is repeated in {[key for key, _ in pairs]}")
+  return row
+
+
+def _refuse_constant(name: str):
+  """Refuses NaN and Infinity, which Python would read."""
+  raise ValueError(f"{name} is not a number")
 
 
 def _to_array(values, key: str, fname: str, numbers: list[int]) -> np.ndarray:
@@ -130,32 +151,28 @@ def _to_array(values, key: str, fname: str, numbers: list[int]) -> np.ndarray:
     # An array of objects: NumPy's fixed-width strings lose trailing zeros.
     return np.array([value.encode() for value in values], dtype=object)
   if any(isinstance(value, float) for value in values):
+    for number, value in zip(numbers, values):
+      if abs(value) > float(np.finfo(np.float32).max):
+        raise core.DataError(
+            f"{fname} line {number}: {key!r} is {value}, too large for "
+            "float32.")
     return np.array(values, np.float32)
   return np.array(values)
 
 
 def _to_paths(
     names: np.ndarray, key: str, fname: str, numbers: list[int]) -> np.ndarray:
-  """Returns the files' paths; raises DataError if one does not exist."""
-  import tensorflow as tf
+  """Returns the files' paths; raises DataError if one cannot be read."""
   if names.dtype != object:
     raise core.DataError(
         f"{fname} line {numbers[0]}: {key!r} must be the path of an image, not "
         "a number.")
-  # Each folder is listed once, because asking for each file takes hours on
-  # remote storage.
-  listings = {}
   paths = [os.path.join(os.path.dirname(fname), name.decode())
            for name in names]
-  for number, path in zip(numbers, paths):
-    parent, base = os.path.split(path)
-    if parent not in listings:
-      try:
-        listings[parent] = set(tf.io.gfile.listdir(parent or "."))
-      except tf.errors.OpError:
-        listings[parent] = set()
-    if base not in listings[parent]:
-      raise core.DataError(
-          f"{fname} line {number}: {key!r} is {path}, which does not exist. "
-          f"Paths are relative to the folder of {fname}.")
+  unreadable = data_files.find_unreadable(paths)
+  if unreadable:
+    position, problem = unreadable
+    raise core.DataError(
+        f"{fname} line {numbers[position]}: {key!r} is {paths[position]}, "
+        f"which {problem}. Paths are relative to the folder of {fname}.")
   return np.array([path.encode() for path in paths], dtype=object)

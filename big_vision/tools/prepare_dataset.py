@@ -15,6 +15,7 @@ changed, and an interrupted run leaves nothing under the final name.
 import argparse
 from collections.abc import Iterator, Sequence
 import gzip
+import math
 import os
 import shutil
 import struct
@@ -26,6 +27,7 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import data_files
 from big_vision.datasets.tfds import prepared as prepared_lib
 
 _IDX_DATASETS = ("fashion_mnist", "kmnist", "mnist")
@@ -35,6 +37,8 @@ _IDX_FILES = {
 }
 _DEBIAN_IDX_DIRS = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}
 _FORMATS = ("array_record", "tfrecord")
+# Twice the largest file that is known, the images of EMNIST.
+_MAX_IDX_BYTES = 2 ** 30
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -288,28 +292,41 @@ def read_idx(path: str, num_dims: int) -> np.ndarray:
     uint8[...] with `num_dims` dimensions.
 
   Raises:
-    DataError: The file is damaged, or not an IDX file; names it.
+    DataError: The file is damaged, not an IDX file, or larger than 1 GiB.
 
   Source: http://yann.lecun.com/exdb/mnist, "the IDX file format".
   """
   try:
-    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-      data = file.read()
+    with data_files.open_file(path, _MAX_IDX_BYTES) as file:
+      if path.endswith(".gz"):
+        file = gzip.GzipFile(fileobj=file)
+      shape = _read_idx_header(file, path, num_dims)
+      size = math.prod(shape)
+      if size > _MAX_IDX_BYTES:
+        raise core.DataError(
+            f"{path} says that it has {' x '.join(map(str, shape))} = {size:,} "
+            f"bytes; at most {_MAX_IDX_BYTES:,} are read.")
+      # One byte more, to notice if there are too many, but not all of them:
+      # they may be a decompression bomb.
+      data = file.read(size + 1)
   except (OSError, EOFError, zlib.error) as error:
     raise core.DataError(f"{path} cannot be read: {error}") from error
-  header_size = 4 + 4 * num_dims
+  if len(data) != size:
+    raise core.DataError(
+        f"{path} has {len(data)} bytes of data{' or more' * (len(data) > size)}"
+        f", but its header says {' x '.join(map(str, shape))} = {size}.")
+  return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _read_idx_header(file, path: str, num_dims: int) -> tuple[int, ...]:
+  """Reads the header of an open IDX file; returns the array's shape."""
   magic = bytes([0, 0, 8, num_dims])  # Type 8 is uint8.
-  if data[:4] != magic or len(data) < header_size:
+  header = file.read(4 + 4 * num_dims)
+  if header[:4] != magic or len(header) < 4 + 4 * num_dims:
     raise core.DataError(
-        f"{path} begins with {data[:4].hex()}; an IDX file of uint8 in "
+        f"{path} begins with {header[:4].hex()}; an IDX file of uint8 in "
         f"{num_dims} dimensions begins with {magic.hex()}.")
-  shape = struct.unpack(f">{num_dims}I", data[4:header_size])
-  size = int(np.prod(shape, dtype=np.int64))
-  if len(data) - header_size != size:
-    raise core.DataError(
-        f"{path} has {len(data) - header_size} bytes of data, but its header "
-        f"says {' x '.join(map(str, shape))} = {size}.")
-  return np.frombuffer(data, np.uint8, offset=header_size).reshape(shape)
+  return struct.unpack(f">{num_dims}I", header[4:])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Tests of datasets/arrays.py."""
 
 import pickle
+import zipfile
 
+import deadline
 import numpy as np
 import pytest
 from sklearn import datasets
@@ -9,6 +11,7 @@ import tensorflow as tf
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import data_files
 from big_vision.datasets import memory
 from big_vision.datasets import registry
 
@@ -121,6 +124,44 @@ def test_bad_npz_files_and_options_are_named(fname, tmp_path):
   (tmp_path / "flipped.npz").write_bytes(flipped)
   opens(core.DataError, "flipped.npz: array 'x' cannot be read.*CRC",
         fname=str(tmp_path / "flipped.npz"))
+
+
+@pytest.fixture(name="bomb", scope="module")
+def _bomb(tmp_path_factory):
+  """An .npz whose array "zeros" unfolds from 3 MB to 3 GB."""
+  fname = str(tmp_path_factory.mktemp("bomb") / "bomb.npz")
+  chunk = bytes(2 ** 24)
+  with zipfile.ZipFile(fname, "w", zipfile.ZIP_DEFLATED) as file:
+    with file.open("small.npy", "w") as part:
+      np.lib.format.write_array(part, np.arange(5))
+    with file.open("zeros.npy", "w", force_zip64=True) as part:
+      np.lib.format.write_array_header_1_0(
+          part, {"descr": "|u1", "fortran_order": False, "shape": (5, 2 ** 29)})
+      for _ in range(160):
+        part.write(chunk)
+  return fname
+
+
+def test_arrays_that_would_fill_the_memory_are_refused(bomb, monkeypatch):
+  with deadline.within(30):
+    with pytest.raises(core.DataError, match="bomb.npz would unfold from "
+                       r"2,\d{3},\d{3} bytes to 2,684,\d{3},\d{3}"):
+      registry.open_source("bv:npz", fname=bomb, keys=["small", "zeros"])
+  assert len(registry.open_source("bv:npz", fname=bomb, keys=["small"])) == 5
+  monkeypatch.setattr(data_files, "memory_limit", lambda: 2 ** 31)
+  with pytest.raises(core.DataError, match="at most 2,147,483,648 are read, "
+                     "half of this machine's memory"):
+    registry.open_source("bv:npz", fname=bomb, keys=["zeros"])
+
+
+def test_one_hot_labels_are_not_taken_for_a_bomb(tmp_path):
+  """They are what compresses best among arrays of real data."""
+  fname = str(tmp_path / "labels.npz")
+  labels = np.zeros((300_000, 1000), np.uint8)
+  labels[np.arange(len(labels)),
+         np.random.default_rng(0).integers(1000, size=len(labels))] = 1
+  np.savez_compressed(fname, labels=labels)
+  assert len(registry.open_source("bv:npz", fname=fname)) == 300_000
 
 
 class _Evil:

@@ -1,7 +1,9 @@
 """Tests of datasets/jsonl.py."""
 
 import json
+import os
 
+import deadline
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -87,7 +89,15 @@ def test_a_path_relative_to_the_working_directory(fname, monkeypatch, tmp_path):
     ({"a": True, "b": "x"}, "'a' is the boolean True"),
     ({"a": 1, "b": None}, "line 3: 'b' is None; only strings, numbers"),
     ({"a": 1, "b": ["x"]}, r"'b' is \['x'\]"),
-    ({"a": 2**63, "b": "x"}, "too large for int64")])
+    ({"a": 2**63, "b": "x"}, "too large for int64"),
+    ({"a": 1, "b": "\ud800"}, "line 3 is not JSON: .*surrogates not allowed"),
+    ('{"a": 1, "\\udc00": 2}', "line 3 is not JSON: .*surrogates not allowed"),
+    ("[" * 10**6, "line 3 is not JSON: .*recursion"),
+    ('{"a":' * 10**6, "line 3 is not JSON: .*recursion"),
+    ('{"a": NaN, "b": "x"}', "line 3 is not JSON: NaN is not a number"),
+    ('{"a": -Infinity, "b": "x"}', "line 3 is not JSON: -Infinity is not"),
+    ('{"a": 1, "b": "x", "a": 2}', "line 3 is not JSON: a key is repeated"),
+    ({"a": 1e39, "b": "x"}, r"line 3: 'a' is 1e\+39, too large for float32")])
 def test_a_bad_line_is_named(tmp_path, row, message):
   fname = _write(tmp_path, [{"a": 1, "b": "x"}, {"b": "y", "a": 2}, row])
   with pytest.raises(core.DataError, match=f"data.jsonl {message}" if (
@@ -115,6 +125,38 @@ def test_missing_images_and_wrong_image_keys_are_named(fname, tmp_path):
     with pytest.raises(core.DataError, match=f"line 4: 'image' is .*{missing}, "
                        "which does not exist"):
       registry.open_source("bv:jsonl", fname=fname)
+
+
+def test_only_regular_files_of_bounded_size_are_read(fname, tmp_path):
+  """Reading a pipe or /dev/zero would never end."""
+  os.mkfifo(tmp_path / "images" / "pipe.png")
+  (tmp_path / "images" / "zero.png").symlink_to("/dev/zero")
+  with open(tmp_path / "images" / "huge.png", "wb") as file:
+    file.truncate(2 ** 40)  # Takes no space on the disk.
+  (tmp_path / "images" / "link.png").symlink_to("0.png")
+  for name, problem in (("pipe", "is a pipe"), ("zero", "is a device"),
+                        ("huge", "is larger than 256 MiB")):
+    fname = _write(tmp_path, [
+        {"image": "images/link.png"}, {"image": f"images/{name}.png"}])
+    with pytest.raises(core.DataError, match=f"line 2: .*{name}.png, which "
+                       f"{problem}"):
+      registry.open_source("bv:jsonl", fname=fname)
+
+
+@pytest.mark.parametrize("name", ["bv:jsonl", "bv:npz"])
+def test_a_file_of_examples_must_be_regular_and_fit_into_memory(tmp_path, name):
+  os.mkfifo(tmp_path / "pipe")
+  with open(tmp_path / "huge", "wb") as file:
+    file.truncate(2 ** 43)
+  with deadline.within(60):
+    for fname, problem in (
+        (tmp_path / "pipe", "is not a regular file but a pipe"),
+        ("/dev/zero", "is not a regular file but a device"),
+        (tmp_path, "is not a regular file but a folder"),
+        (tmp_path / "huge", "8,796,093,022,208 bytes; at most .* are read, "
+         "half of this machine's memory")):
+      with pytest.raises(core.DataError, match=problem):
+        registry.open_source(name, fname=str(fname))
 
 
 def test_empty_and_missing_files_are_errors(tmp_path):

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 
+import deadline
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -199,6 +200,39 @@ def test_damaged_gzip_and_missing_idx_files_are_named(idx_dir, tmp_path):
   fails(r"There is no .*train-labels-idx1-ubyte\[.gz\]; .*'t10k-images")
   shutil.rmtree(idx_dir)
   fails("There is no .*no such folder")
+
+
+def _gzip_bomb(path, header, num_bytes):
+  """Writes a small file that unfolds to a header and many zeros."""
+  with gzip.open(path, "wb", compresslevel=1) as file:
+    file.write(header)
+    for _ in range(num_bytes >> 24):
+      file.write(bytes(2 ** 24))
+
+
+@pytest.mark.parametrize("shape, message", [
+    ((7, 28, 28), r"has 5489 bytes of data or more.*7 x 28 x 28 = 5488"),
+    # The product is 3 GB; then 2**64, which is 0 in 64 bits.
+    ((2 ** 22, 28, 28), r"says that it has 4194304 x 28 x 28 = 3,288,334,336"),
+    ((2 ** 31, 2 ** 31, 4), r"says .* = 18,446,744,073,709,551,616 bytes")])
+def test_an_idx_file_that_unfolds_to_too_much_is_refused(
+    tmp_path, shape, message):
+  path = str(tmp_path / "images.gz")
+  _gzip_bomb(path, struct.pack(">4I", 0x803, *shape), 2 ** 28)
+  with deadline.within(30):
+    with pytest.raises(core.DataError, match=f"images.gz {message}"):
+      prepare_dataset.read_idx(path, 3)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_an_idx_file_must_be_regular(tmp_path, suffix):
+  pipe, zero = tmp_path / f"pipe{suffix}", tmp_path / f"zero{suffix}"
+  os.mkfifo(pipe)
+  zero.symlink_to("/dev/zero")
+  with deadline.within(60):
+    for path in (pipe, zero):
+      with pytest.raises(core.DataError, match="is not a regular file but a"):
+        prepare_dataset.read_idx(str(path), 3)
 
 
 def test_unknown_names_are_refused(idx_dir, tmp_path):
