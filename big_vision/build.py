@@ -102,14 +102,14 @@ def build(config: config_lib.Config, devices=None) -> Built:
 
 
 def describe(built: Built) -> str:
-  """Returns a line about the devices and sizes of a run."""
+  """Returns lines about the devices, the sizes and the data of a run."""
   mesh, info = built.mesh, built.info
-  return (
+  return "\n".join([
       f"{mesh.size} x {mesh.devices.flat[0].device_kind}, mesh "
       f"{dict(mesh.shape)}, {jax.process_count()} process(es); "
       f"{tree.num_elements(built.shapes.get('params', {})):,} parameters; "
       f"{info.data_size:,} examples, {info.total_steps:,} steps of "
-      f"{info.batch_size}.")
+      f"{info.batch_size}.", *built.data.notes()])
 
 
 class LoopOptions(NamedTuple):

@@ -86,6 +86,8 @@ class TrainingPipeline:
   Attributes:
     batch_size: Number of examples in a batch, over all devices.
     data_size: Number of examples in an epoch; for a mixture, in all sources.
+    class_names: Names of the classes in the order of the labels; None if they
+      are unknown, or if the sources of a mixture differ in them.
     batch_spec: {key: jax.ShapeDtypeStruct} of global batches.
   """
 
@@ -110,6 +112,9 @@ class TrainingPipeline:
           config, "config.input", pp_modules)]
       self._slots = None
     self.data_size = sum(len(part.source) for part in self._parts)
+    names = self._parts[0].source.class_names
+    same = all(part.source.class_names == names for part in self._parts)
+    self.class_names = names if same else None
     self._check_streams()
     self.batch_spec = self._infer_batch_spec()
 
@@ -141,6 +146,17 @@ class TrainingPipeline:
         batch_size=self.batch_size, prefetch=prefetch,
         explain=functools.partial(reading_lib.explain, reading),
         describe=functools.partial(reading_lib.describe, reading))
+
+  def notes(self) -> list[str]:
+    """Returns sentences about data that is probably not what was meant."""
+    notes = [
+        f"{part.where}.data has one class only, so there is nothing to tell "
+        "apart." for part in self._parts if part.source.num_classes == 1]
+    if self.batch_size > self.data_size:
+      notes.append(
+          f"A batch of {self.batch_size:,} is larger than the data, "
+          f"{self.data_size:,} examples, so each batch repeats examples.")
+    return notes
 
   def _check_streams(self):
     """Raises ConfigError if a stream would have to be read by index."""
@@ -212,6 +228,8 @@ class EvaluationPipeline:
 
   Attributes:
     num_examples: Number of examples of the source.
+    class_names: Names of the classes in the order of the labels; None if they
+      are unknown.
     batch_spec: {key: jax.ShapeDtypeStruct} of global batches.
     num_skipped: Number of damaged examples in the last pass.
   """
@@ -231,6 +249,7 @@ class EvaluationPipeline:
           "python -m big_vision.tools.prepare_dataset "
           f"{self._part.name}")
     self.num_examples = len(self._part.source)
+    self.class_names = self._part.source.class_names
     self.num_skipped = 0
     spec = specs.element_spec(
         lambda position: self._finish(

@@ -19,6 +19,7 @@ class ArrayPipeline:
 
   def __init__(self, arrays, batch_size, sharding):
     self.num_examples = len(next(iter(arrays.values())))
+    self.class_names = None
     self.num_passes = 0
     self.batches = []  # Every batch handed out, to look at afterwards.
     self._arrays = arrays

@@ -1,6 +1,7 @@
 """Batches: order, resuming, hosts, mixtures, damage, evaluation."""
 
 import itertools
+import os
 import time
 
 from big_vision import config as config_lib
@@ -327,6 +328,22 @@ def test_damaged_examples_are_replaced_counted_and_named(tmp_path, capsys):
     np.testing.assert_array_equal(a[:, 0, 0, 0], b)
 
 
+def test_a_damaged_example_whose_name_is_not_utf8_is_replaced(
+    tmp_path, capsys):
+  """Printing its name must not end the run."""
+  data = _folder(tmp_path)
+  for i in (0, 16, 32):
+    folder = os.fsencode(tmp_path / "data" / "class0")
+    os.remove(folder + b"/%02d.png" % i)
+    with open(folder + b"/\xff%02d.png" % i, "wb") as file:
+      file.write(b"damaged")
+  with _training(data, pp=PP, skip_errors=True).start(
+      0, _sharding()) as batches:
+    list(itertools.islice(batches, 4))
+    assert batches.num_skipped > 0
+  assert "class0/\\xff" in capsys.readouterr().out
+
+
 def test_too_many_damaged_examples_in_a_row_stop(tmp_path):
   data = _folder(tmp_path, damaged=range(40))
   with pytest.raises(input_pipeline.DataError, match=".png"):
@@ -424,6 +441,43 @@ def test_evaluation_pads_and_masks(tmp_path, n):
     mask = np.concatenate([np.asarray(b["_mask"]) for b in batches])
     np.testing.assert_array_equal(mask, np.arange(len(mask)) < n)
     np.testing.assert_array_equal(values[mask > 0], np.arange(n))
+
+
+def test_a_class_above_the_last_one_is_named_in_evaluation(tmp_path):
+  fname = str(tmp_path / "data.npz")
+  np.savez(fname, label=np.asarray([0, 1, 2, 9, 1]))
+  pipeline = input_pipeline.make_evaluation(
+      dict(name="bv:npz", fname=fname), "onehot(3, key='label')", 8,
+      sharding=_sharding())
+  with pytest.raises(input_pipeline.DataError, match=(
+      r"data.npz record 3 cannot be used: (?s:.*)'label' is not in \[-1, 3\)"
+      r"(?s:.*)\b9\n")):
+    list(pipeline)
+
+
+# -- data that is probably not what was meant --------------------------------
+
+
+def test_one_class_and_batches_larger_than_the_data_are_noted(tmp_path):
+  data = _npz(tmp_path, 24)
+  assert not _training(data, batch_size=24).notes()
+  note, = _training(data, batch_size=32).notes()
+  assert note == ("A batch of 32 is larger than the data, 24 examples, so each "
+                  "batch repeats examples.")
+  note, = _training(dict(data, num_classes=1)).notes()
+  assert note.startswith("config.input.data has one class only")
+
+
+def test_names_of_classes_are_known_unless_sources_differ(tmp_path):
+  digits = dict(data=dict(name="bv:digits", split="train"), pp="keep('label')")
+  def names(**parts):
+    return _training({name: 1 for name in parts}, **parts).class_names
+  assert names(a=digits) == list("0123456789")
+  assert names(a=digits, b=digits) == list("0123456789")
+  fname = str(tmp_path / "data.npz")
+  np.savez(fname, label=np.arange(9))
+  assert names(a=digits, b=dict(
+      data=dict(name="bv:npz", fname=fname), pp="keep('label')")) is None
 
 
 def test_random_ops_are_refused_in_evaluation(tmp_path):

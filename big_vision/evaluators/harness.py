@@ -195,12 +195,14 @@ class Examples:
 
   Attributes:
     num_examples: Number of examples, without padding.
+    class_names: Names of the classes in the order of the labels, if known.
   """
 
   def __init__(self, pipeline, batch_size: int):
     self._pipeline = pipeline
     self._batch_size = batch_size
     self.num_examples = pipeline.num_examples
+    self.class_names = pipeline.class_names
 
   def __iter__(self) -> Iterator[dict[str, jax.Array]]:
     return iter(self._pipeline)

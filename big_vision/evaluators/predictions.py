@@ -58,7 +58,7 @@ class Evaluator:
           probability=float(p[prediction])))
     if jax.process_index() == 0:
       files.write_text(self._outfile, json.dumps(
-          {"class_names": None, "examples": examples}))
+          {"class_names": self._data.class_names, "examples": examples}))
     yield from ()
 
 

@@ -74,8 +74,9 @@ def create_schedule(
     mult = mult * batch_size / 256
   if warmup >= total_steps > 0:
     raise config_lib.ConfigError(
-        f"The warm-up takes {warmup} of {total_steps} steps; it must be "
-        "shorter than the run.")
+        f"The warm-up takes {warmup} of {total_steps} steps, so nothing of the "
+        "run is left. Train longer (config.total_steps or total_epochs), use "
+        "smaller batches (config.input.batch_size), or warm up for less time.")
   decay = config_lib.call(
       _DECAYS[decay_type], kw, f"schedule of type {decay_type!r}", base=mult)
 

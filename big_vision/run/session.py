@@ -69,6 +69,7 @@ class Session:
     self._evals = build_lib.make_evaluators(config, built, workdir)
     config.check_all_read()
     if jax.process_index() == 0:
+      workdir_lib.keep_class_names(workdir, built.data.class_names)
       workdir_lib.store_config(workdir, config)
 
     self.start = start_lib.find(built, self._saver, self._options.resume)

@@ -1,8 +1,9 @@
 """The directory of a run: its config, and the lock that keeps others out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from big_vision.run import checkpoints
 from big_vision.run import console
 from big_vision.run import peers
 
-_CONFIG = "config.json"
+_CONFIG, _CLASS_NAMES = "config.json", "class_names.json"
 
 
 def make(workdir: str):
@@ -98,6 +99,39 @@ def store_config(workdir: str, config: config_lib.Config):
   """Writes `config` to `workdir`/config.json, durably."""
   files.write_text(files.as_path(workdir) / _CONFIG,
                    config_lib.to_json(config) + "\n")
+
+
+def keep_class_names(workdir: str, class_names: Sequence[str] | None):
+  """Writes the names of the classes to `workdir`/class_names.json.
+
+  Args:
+    workdir: Directory of the run.
+    class_names: Names in the order of the labels; None if they are unknown.
+
+  Raises:
+    ConfigError: The run was started with other classes, so the labels that it
+      has learned mean something else; or the file is damaged.
+  """
+  path = files.as_path(workdir) / _CLASS_NAMES
+  if class_names is None:
+    return
+  if path.exists():
+    try:
+      stored = list(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+      raise config_lib.ConfigError(
+          f"{path} is not a list of names in JSON: {error}. Remove it.") from (
+              error)
+    if stored != list(class_names):
+      pairs = enumerate(itertools.zip_longest(stored, class_names))
+      changed = [f"class {i} was {old!r} and is {new!r}"
+                 for i, (old, new) in pairs if old != new]
+      raise config_lib.ConfigError(
+          f"{workdir} holds a run with other classes: {changed[0]}"
+          f"{', ...' if len(changed) > 1 else ''}. Use another --workdir, or "
+          f"remove {path} to continue with the new ones.")
+    return
+  files.write_text(path, json.dumps(list(class_names), indent=0))
 
 
 def load_config(workdir: str) -> config_lib.Config | None:

@@ -35,7 +35,9 @@ def test_digits(tmp_path):
       *(lambda d: (d.images, d.target))(datasets.load_digits()))}
   for bias, right in ((0., True), (9., False)):
     assert not list(evaluator.run({"bias": bias}))
-    examples = json.loads(outfile.read_text())["examples"]
+    stored = json.loads(outfile.read_text())
+    assert stored["class_names"] == list("0123456789")
+    examples = stored["examples"]
     assert len(examples) == 20
     for example in examples:
       assert example["prediction"] == (example["label"] if right else 3)

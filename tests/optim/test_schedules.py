@@ -49,7 +49,7 @@ def test_schedule_scaling_and_units():
     (dict(decay_type="cosine", power=2), "power does not exist"),
     (dict(decay_type="stair", steps=[3], mults=[]), "as many mults"),
     (dict(warmup_steps=5, warmup_epochs=1), "keep one of"),
-    (dict(warmup_steps=100), "100 of 100 steps; it must be shorter"),
+    (dict(warmup_steps=100), "100 of 100 steps, so nothing.*Train longer"),
     (dict(wramup_steps=5), "wramup_steps")])
 def test_schedule_errors(kw, message):
   with pytest.raises(config_lib.ConfigError, match=message):

@@ -1,5 +1,6 @@
-"""The directory of a run: whether it can be written, and its lock."""
+"""The directory of a run: whether it can be written, its lock, its classes."""
 
+import json
 import os
 
 from big_vision import config as config_lib
@@ -30,3 +31,23 @@ def test_an_object_store_is_not_locked():
   with workdir_lib.lock("gs://bucket/run"):
     pass
   assert not os.path.exists("gs:")
+
+
+def test_names_of_classes_are_kept_and_may_not_change(tmp_path):
+  """A label that means another class than in training is a silent mistake."""
+  workdir_lib.keep_class_names(str(tmp_path), None)
+  assert not os.listdir(tmp_path)
+  for _ in range(2):
+    workdir_lib.keep_class_names(str(tmp_path), ["cat", "d\u00f6g"])
+    assert os.listdir(tmp_path) == ["class_names.json"]
+    stored = (tmp_path / "class_names.json").read_text()
+    assert json.loads(stored) == ["cat", "d\u00f6g"]
+  for names, message in (
+      (["ant", "cat", "d\u00f6g"], "class 0 was 'cat' and is 'ant', ..."),
+      (["cat", "d\u00f6g", "owl"], "class 2 was None and is 'owl'. .*remove")):
+    with pytest.raises(config_lib.ConfigError, match=message):
+      workdir_lib.keep_class_names(str(tmp_path), names)
+  workdir_lib.keep_class_names(str(tmp_path), None)
+  (tmp_path / "class_names.json").write_text("[")
+  with pytest.raises(config_lib.ConfigError, match="not a list.*Remove it"):
+    workdir_lib.keep_class_names(str(tmp_path), ["cat"])
