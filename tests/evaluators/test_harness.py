@@ -159,7 +159,7 @@ def test_equal_data_is_opened_once(monkeypatch, batch_sharding):
   def make_evaluation(data, pp, batch_size, *, sharding, check, **kw):
     del check
     made.append((data, pp, batch_size, sharding, kw))
-    return types.SimpleNamespace(num_examples=1)
+    return types.SimpleNamespace(num_examples=1, class_names=None)
   # In the place of the module, which imports TensorFlow.
   monkeypatch.setattr(
       big_vision, "input_pipeline",
@@ -201,6 +201,7 @@ def test_collect_bounds_the_batches_in_flight():
   most = 0
   class Pipeline:
     num_examples = 40
+    class_names = None
     def __iter__(self):
       nonlocal most
       for i in range(20):

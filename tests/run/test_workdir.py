@@ -43,6 +43,7 @@ def test_names_of_classes_are_kept_and_may_not_change(tmp_path):
     stored = (tmp_path / "class_names.json").read_text()
     assert json.loads(stored) == ["cat", "d\u00f6g"]
   for names, message in (
+      (["d\u00f6g", "cat"], "class 0 was 'cat' and is 'd\u00f6g'"),
       (["ant", "cat", "d\u00f6g"], "class 0 was 'cat' and is 'ant', ..."),
       (["cat", "d\u00f6g", "owl"], "class 2 was None and is 'owl'. .*remove")):
     with pytest.raises(config_lib.ConfigError, match=message):
