@@ -213,7 +213,7 @@ def test_a_peer_that_is_killed_or_stopped(tmp_path, number):
   assert other.returncode == HUNG, output
   assert re.search(
       r"Process 1 has given no sign of life for \d+ s.*"
-      r"Its last word was at step \d+ in '\w+'", output), output
+      r"It last reported at step \d+ in '\w+'", output), output
 
 
 @pytest.mark.slow

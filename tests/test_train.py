@@ -268,7 +268,8 @@ def test_a_rollback_skips_the_data_that_was_not_finite(
     with pytest.raises(interrupts.Interrupted):
       train_lib.train(config(max_rollbacks=1), workdir)
   train_lib.train(config(max_rollbacks=1), workdir)
-  assert ("Rollback 1: from the last checkpoint on, with the data from batch 6"
+  assert ("Rollback 1: restarting from the last checkpoint, with the data from "
+          "batch 6 on"
           in capsys.readouterr().out)
   rows = _rows(workdir)
   assert [row["step"] for row in rows] == list(range(9))

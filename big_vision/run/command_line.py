@@ -1,4 +1,4 @@
-"""What every command does around its work: reads flags, ends with a code."""
+"""Reads the flags of every command, and turns its errors into exit codes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib

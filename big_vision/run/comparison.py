@@ -26,7 +26,7 @@ _KEY = "big_vision/started_with/"
 _TIMEOUT_MS = 1800 * 1000
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
              "tensorflow", "ml_collections")
-# Settings of jax that change numbers.
+# Settings of jax that change numerical results.
 _SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision",
              "jax_default_prng_impl", "jax_threefry_partitionable")
 

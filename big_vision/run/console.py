@@ -1,4 +1,4 @@
-"""What a run prints for the person who watches it."""
+"""Prints messages for the person who watches a run."""
 
 import jax
 

@@ -27,16 +27,16 @@ def end(exit_code: int, message: str, details: str = "", *,
     exit_code: Exit code.
     message: Reason, as a sentence.
     details: Further lines to print.
-    silent: Processes that do not answer, for which nothing waits.
+    silent: Processes that do not answer, so this one does not wait for them.
     with_stacks: Whether to print where every thread is.
-    is_said: Whether the message was printed before.
+    is_said: Whether the message has already been printed.
   """
   if not _ending.acquire(blocking=False):  # pylint: disable=consider-using-with
     time.sleep(3600)  # Another thread is ending the process.
   lines = [] if is_said else [f"Watchdog: {message}", details]
   if with_stacks:
     lines.append(_stacks())
-  # Printing blocks for ever if nobody reads the pipe that it goes to.
+  # Printing blocks forever if nobody reads the pipe that it goes to.
   _try(lambda: _print("\n".join(filter(None, lines))), _PRINT_S)
   tell(exit_code, message)
   _try(lambda: _wait_for_others(silent), _OTHERS_S)
@@ -51,8 +51,8 @@ def tell(exit_code: int, message: str):
 def _stacks() -> str:
   """Returns where every thread is.
 
-  Not by `faulthandler`, which holds Python's lock for as long as nobody reads
-  what it prints.
+  `faulthandler` would hold Python's lock for as long as nobody reads what it
+  prints.
   """
   names = {thread.ident: thread.name for thread in threading.enumerate()}
   lines = []
@@ -74,7 +74,7 @@ def _print(text: str):
 
 
 def _wait_for_others(silent: Collection[int]):
-  """Keeps process 0, in which the service runs, until all have heard."""
+  """Keeps process 0, which runs the service, until the others have ended."""
   index, count = peers.this_process()
   if index > 0 or count == 1:
     return
@@ -85,7 +85,7 @@ def _wait_for_others(silent: Collection[int]):
 
 
 def _try(fn: Callable[[], None], seconds: float):
-  """Runs `fn` for at most so many seconds, and ignores its errors."""
+  """Runs `fn` for at most `seconds` seconds, and ignores its errors."""
   def quietly():
     with contextlib.suppress(Exception):
       fn()

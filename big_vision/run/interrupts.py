@@ -32,7 +32,7 @@ class _Abandoned(BaseException):
 
 
 class Interrupts:
-  """Turns SIGTERM and Ctrl-C into a question that the loop asks every step.
+  """Remembers SIGTERM and Ctrl-C, which the loop asks for after every step.
 
   With several processes, jax's coordination service makes all of them stop
   after the same step. A second signal ends a single process at once.
@@ -59,12 +59,12 @@ class Interrupts:
       raise _Abandoned
 
   def exit_code(self, step: int) -> int | None:
-    """Returns the exit code if the run is to stop after `step`, else None.
+    """Returns the exit code if the run must stop after `step`, else None.
 
     All processes of a run get the same answer.
     """
     if self._several and self._exit_code is None:
-      # Must be asked for every step: jax chooses a step at which to stop, and
+      # Must be called for every step: jax chooses a step at which to stop, and
       # orbax asks the same service about steps.
       if multihost_utils.reached_preemption_sync_point(step):
         self._exit_code = exit_codes.PREEMPTED
@@ -93,7 +93,7 @@ class Interrupts:
       self._may_abandon = False
 
   def check(self, step: int):
-    """Leaves the block of `abandoning` if the run is to stop after `step`.
+    """Leaves the block of `abandoning` if the run must stop after `step`.
 
     Several processes agree by a collective, which waits for everything that
     the devices have to do: do not call this for every step or batch.

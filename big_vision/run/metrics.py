@@ -1,8 +1,8 @@
 """Writes and reads the metrics of a run.
 
-`metrics.jsonl` in the workdir is the source of truth: one line a step, and each
-step once, even if the run was killed and resumed. TensorBoard and Weights &
-Biases get copies.
+`metrics.jsonl` in the workdir is the source of truth: one line for each logged
+step, and no step twice, even if the run was killed and resumed. TensorBoard and
+Weights & Biases get copies.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Writer:
     resume_step: Step after which a resumed run continues. Later rows are
       removed, because they will be written again; 0 removes all.
     config: Resolved config, for Weights & Biases.
-    wandb: Arguments of `wandb.init`; None to do without Weights & Biases.
+    wandb: Arguments of `wandb.init`; None disables Weights & Biases.
     enabled: Whether this process writes; only the first one does.
 
   Attributes:
@@ -141,7 +141,7 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
 
 
 def check_complete(workdir: str, step: int, num_rows: int):
-  """Says so if rows that the run has written are no longer there.
+  """Prints a warning if rows that the run has written are missing.
 
   Args:
     workdir: Directory of the run.
@@ -180,7 +180,7 @@ def _open_tensorboard(directory, purge_step):
   if files.is_remote(directory):
     scheme = str(directory).partition(":")[0]
     record_writer.register_writer_factory(scheme, _TensorboardFiles())
-  # Without the suffix, two files begun in the same second have one name.
+  # Without the suffix, two files begun in the same second share a name.
   return tensorboardX.SummaryWriter(
       str(directory), purge_step=purge_step, filename_suffix=f".{purge_step}")
 
@@ -191,7 +191,7 @@ def _init_wandb(workdir: str, kwargs: Mapping[str, Any], config):
     import wandb  # pylint: disable=g-import-not-at-top
   except ImportError as error:
     raise ImportError(
-        "config.wandb is set, but wandb is not installed: use EXTRAS=wandb."
+        "config.wandb is set, but wandb is not installed; set EXTRAS=wandb."
     ) from error
   path = files.as_path(workdir) / "wandb_id"
   if path.exists():

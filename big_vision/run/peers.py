@@ -1,9 +1,9 @@
-"""Lets the processes of a run know where each of them is.
+"""Lets the processes of a run know how far each of them is.
 
-Each process publishes its phase and step, its *word*, again and again, and in
-the end how it ended. They use the key-value store of jax's coordination
-service, which runs in process 0. jax itself only notices processes that died,
-after its heartbeat time; it never notices one that lives but is stuck.
+Each process keeps publishing a report, its phase and step, and in the end how
+it ended. They use the key-value store of jax's coordination service, which runs
+in process 0. jax itself only notices processes that died, after its heartbeat
+time; it never notices one that is alive but stuck.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ import jax
 # keeps the others waiting. "compile" is the first step of its kind.
 PHASES = ("start", "data", "compile", "step", "eval", "checkpoint")
 
-_WORDS, _ENDS = "big_vision/words/", "big_vision/ends/"
+_REPORTS, _ENDS = "big_vision/reports/", "big_vision/ends/"
 # jax's coordination service sets this key when a process gets SIGTERM.
 _PREEMPTED = "RECEIVED_PREEMPTION_NOTICE"
 
@@ -30,7 +30,7 @@ def this_process() -> tuple[int, int]:
 
 
 def is_preempted() -> bool:
-  """Returns whether one of several processes got SIGTERM, as far as known."""
+  """Returns whether one of several processes is known to have got SIGTERM."""
   client, _, count = service()
   return count > 1 and _has_key(client, _PREEMPTED)
 
@@ -62,10 +62,10 @@ def rank(phase: str, step: int) -> tuple[int, int]:
 
 
 class Peers:
-  """Knows where all processes of a run are, as far as they have said.
+  """Tracks where all processes of a run are, from their reports.
 
-  Only `exchange` talks to the service, which may hold it up; everything else
-  looks at what was heard before.
+  Only `exchange` talks to the service, which may keep it waiting; everything
+  else uses the last reports.
 
   Args:
     poll_s: Seconds between two exchanges; more if there are many processes.
@@ -81,17 +81,17 @@ class Peers:
 
   def __init__(self, poll_s: float):
     self._client, self.index, self.count = service()
-    # In a round, the service receives `count` words and sends `count` ** 2.
+    # In a round, the service receives `count` reports and sends `count` ** 2.
     self.talk_s = poll_s * max(1.0, self.count / 64)
     self.patience_s = 5 * self.talk_s + 1
     self.failed = []
     self._number = 0
-    # Word of each process, None after its end; what `add_silence` saw of it;
-    # and seconds since that changed.
-    self._words, self._seen, self._silent_s = {}, {}, {}
+    # Last report of each process, None after its end; the one that
+    # `add_silence` saw last; and seconds since that changed.
+    self._reports, self._seen, self._silent_s = {}, {}, {}
 
   def exchange(self, phase: str, step: int, seconds: float):
-    """Publishes the place of this process and reads those of all.
+    """Publishes the place of this process and reads the places of all.
 
     Args:
       phase: Phase of the main thread.
@@ -100,27 +100,27 @@ class Peers:
     """
     self._number += 1
     self._client.key_value_set(
-        f"{_WORDS}{self.index}", json.dumps(dict(
+        f"{_REPORTS}{self.index}", json.dumps(dict(
             number=self._number, phase=phase, step=step,
             seconds=round(seconds, 1))), allow_overwrite=True)
-    words = {_process(key): json.loads(word)
-             for key, word in self._client.key_value_dir_get(_WORDS)}
+    reports = {_process(key): json.loads(report)
+             for key, report in self._client.key_value_dir_get(_REPORTS)}
     ends = {_process(key): json.loads(end)
             for key, end in self._client.key_value_dir_get(_ENDS)}
-    self._words = {**words, **dict.fromkeys(ends)}
+    self._reports = {**reports, **dict.fromkeys(ends)}
     self.failed = [
         (process, end["exit_code"], end["message"])
         for process, end in ends.items()
         if end["exit_code"] and process != self.index]
 
   def add_silence(self, seconds: float):
-    """Counts time during which nothing new was heard of a process."""
+    """Counts time during which a process has reported nothing new."""
     for process in range(self.count if self.count > 1 else 0):
-      word = self._words.get(process)
-      is_news = word != self._seen.get(process)
+      report = self._reports.get(process)
+      is_news = report != self._seen.get(process)
       self._silent_s[process] = 0.0 if is_news else (
           self._silent_s.get(process, 0.0) + seconds)
-      self._seen[process] = word
+      self._seen[process] = report
 
   def silent(self, limit: float | None = None) -> set[int]:
     """Returns the processes that have not ended but give no sign of life.
@@ -135,7 +135,7 @@ class Peers:
   def find_lost(self, limit: float) -> int | None:
     """Returns a process that has been silent for longer than `limit` seconds.
 
-    If even this process' own words do not come back, the service is gone, and
+    If not even this process's own reports come back, the service is gone, and
     with it process 0.
     """
     lost = self.silent(limit)
@@ -143,43 +143,44 @@ class Peers:
 
   def describe_lost(self, process: int) -> str:
     """Returns a sentence about a process that `find_lost` found."""
-    word = self._words.get(process)
+    report = self._reports.get(process)
     return (
         f"Process {process} has given no sign of life for "
         f"{self._silent_s[process]:.0f} s: it is dead, stopped or out of "
-        "reach. Its last word was "
-        f"{describe(word['phase'], word['step']) if word else 'none'}.")
+        "reach. It " + (
+            f"last reported {describe(report['phase'], report['step'])}."
+            if report else "has never reported."))
 
   def waits_for_another(self, phase: str, step: int) -> bool:
     """Returns whether a living process has done less than (phase, step)."""
     mine, silent = rank(phase, step), self.silent()
     return any(
-        rank(word["phase"], word["step"]) < mine
-        for process, word in self._words.items()
-        if word and process != self.index and process not in silent)
+        rank(report["phase"], report["step"]) < mine
+        for process, report in self._reports.items()
+        if report and process != self.index and process not in silent)
 
   def table(self) -> str:
     """Returns one line for each of several processes; marks those behind."""
     if self.count == 1:
       return ""
-    ranks = {process: rank(word["phase"], word["step"])
-             for process, word in self._words.items() if word}
+    ranks = {process: rank(report["phase"], report["step"])
+             for process, report in self._reports.items() if report}
     return "\n".join(
-        f"  process {process}: {self._describe_word(process)}" + (
+        f"  process {process}: {self._describe_report(process)}" + (
             "  <- behind" if process in ranks and
             ranks[process] == min(ranks.values()) < max(ranks.values()) else "")
         for process in range(self.count))
 
-  def _describe_word(self, process: int) -> str:
-    word: Mapping[str, Any] | None = self._words.get(process)
-    if word is None:
-      return "ended" if self._has_ended(process) else "not heard of"
-    return (f"{describe(word['phase'], word['step'])}, for "
-            f"{word['seconds']:.0f} s, heard of "
+  def _describe_report(self, process: int) -> str:
+    report: Mapping[str, Any] | None = self._reports.get(process)
+    if report is None:
+      return "ended" if self._has_ended(process) else "has never reported"
+    return (f"{describe(report['phase'], report['step'])} for "
+            f"{report['seconds']:.0f} s, last heard from "
             f"{self._silent_s.get(process, 0):.0f} s ago")
 
   def _has_ended(self, process: int) -> bool:
-    return process in self._words and self._words[process] is None
+    return process in self._reports and self._reports[process] is None
 
 
 def _process(key: str) -> int:
@@ -189,9 +190,9 @@ def _process(key: str) -> int:
 def service() -> tuple[Any, int, int]:
   """Returns (key-value store, index of this process, number of processes).
 
-  The store is None and the number 1 where a process runs alone. jax has no
-  public way to the store. Little of it is used, orbax uses the same, and tests
-  fail if it goes; each process is then watched on its own.
+  The store is None and the number 1 if the process runs alone. jax has no
+  public access to the store. Only functions that orbax uses too are used here,
+  and tests fail if they disappear; each process is then watched on its own.
   """
   try:
     from jax._src import distributed  # pylint: disable=g-import-not-at-top

@@ -50,7 +50,7 @@ def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def save(path: str | os.PathLike, picture: np.ndarray):
-  """Writes a PNG atomically; makes its folder if need be."""
+  """Writes a PNG atomically; makes its folder if that is missing."""
   path = files.as_path(path)
   files.make_directory(path.parent)
   pixels = picture[..., 0] if picture.shape[-1] == 1 else picture

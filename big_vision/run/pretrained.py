@@ -69,8 +69,8 @@ def classifier(
   Args:
     workdir: Directory of the finished classification run.
     where: Path of the config key that named the run, for messages.
-    crop: Side of the square that is cut from the middle of each image; None to
-      take whole images.
+    crop: Side of the square that is cut from the middle of each image; None
+      uses whole images.
 
   Returns:
     classify: Function (variables, image) -> (logits float[b, k], out), where

@@ -11,7 +11,7 @@ import jax
 
 
 class Profiler:
-  """Traces the steps it is told to; a context manager.
+  """Traces a range of steps; a context manager.
 
   Args:
     workdir: Directory of the run.

@@ -1,4 +1,4 @@
-"""How far a run is, how fast it is, and the lines that tell a person."""
+"""Measures the progress and speed of a run, and formats them for people."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -17,8 +17,8 @@ from big_vision.run import pictures
 class FlopCounter:
   """Counts the floating-point operations of a step, as the loop calls it.
 
-  A step does other work when `static` changes (a GAN whose discriminator has
-  started), so each value of `static` is counted once.
+  A step does different work when `static` changes (a GAN whose discriminator
+  has started), so each value of `static` is counted once.
 
   Args:
     update: Step made by `state.make_update`.
@@ -88,7 +88,7 @@ class Chrono:
 
   @contextlib.contextmanager
   def paused(self, name: str) -> Iterator[None]:
-    """Leaves time out of the speed; it is logged as "z/secs/{name}"."""
+    """Leaves a block's time out of the speed; logs it as "z/secs/{name}"."""
     start = self._time()
     try:
       yield

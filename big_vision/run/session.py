@@ -1,4 +1,4 @@
-"""What the loop does around its steps: log, evaluate, save, stop, roll back."""
+"""Does everything around a step: logs, evaluates, saves, stops, rolls back."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -88,12 +88,12 @@ class Session:
     self._make_records(workdir)
     self._interrupts = (interrupts_lib.Interrupts() if rollback is None
                         else rollback.interrupts)
-    # (step, measurements, ok) of the last step whose result may be on its way.
+    # (step, measurements, ok) of the last step, if they are not yet checked.
     self._unchecked = None
     self._stack = contextlib.ExitStack()
 
   def _make_savers(self, workdir):
-    """Makes what saves checkpoints, the best one and profiles."""
+    """Makes the objects that save checkpoints, the best one, and profiles."""
     options = self._options
     self._saver = checkpoints.Checkpoints(
         os.path.join(workdir, "checkpoints"),
@@ -107,7 +107,7 @@ class Session:
       jax.config.update("jax_compilation_cache_dir", options.compilation_cache)
 
   def _make_records(self, workdir):
-    """Makes what writes metrics and what measures time."""
+    """Makes the objects that write metrics and measure time."""
     start, info, mesh = self.start, self._info, self._built.mesh
     if start.num_rows is not None and jax.process_index() == 0:
       metrics.check_complete(workdir, start.step, start.num_rows)
@@ -152,7 +152,7 @@ class Session:
     """Logs, evaluates and saves what is due after a step.
 
     Args:
-      step: Step that was started last; its result may still be on its way.
+      step: Step that was started last; its result may not have arrived yet.
       state: State after it.
       measurements: Measurements of the step, by name.
       ok: bool[], whether its loss and norms are finite.
@@ -179,7 +179,7 @@ class Session:
         step, state, row, self._interrupts.exit_code(step))
 
   def roll_back(self, error: state_lib.NonFiniteError) -> Rollback:
-    """Returns how to go on after `error`; raises it if no rollback is left."""
+    """Returns the rollback that follows `error`; raises it if none is left."""
     if self._num_rollbacks >= self._options.max_rollbacks:
       raise error
     step, *_ = self._unchecked
@@ -187,12 +187,12 @@ class Session:
         count=self._num_rollbacks + 1, first_batch=self._num_batches(step),
         interrupts=self._interrupts)
     console.say(
-        f"{error}\nRollback {rollback.count}: from the last checkpoint on, "
-        f"with the data from batch {rollback.first_batch}.")
+        f"{error}\nRollback {rollback.count}: restarting from the last "
+        f"checkpoint, with the data from batch {rollback.first_batch} on.")
     return rollback
 
   def _num_batches(self, step):
-    """The number of batches that are used up after `step`."""
+    """Returns the number of batches that are used up after `step`."""
     return step - self.start.step + self._first_batch
 
   def _check_finite(self):
@@ -200,7 +200,7 @@ class Session:
       state_lib.check_finite(*self._unchecked)
 
   def _make_row(self, step, measurements) -> dict[str, float]:
-    """The row of metrics of a step, without evaluators."""
+    """Returns the row of metrics of a step, without evaluators."""
     row = {name: float(value) for name, value in measurements.items()}
     row |= {name: float(fn(step - 1))
             for name, fn in self._built.task.sched_fns.items()}

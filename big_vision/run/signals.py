@@ -1,4 +1,4 @@
-"""Hears of signals while the main thread runs C code.
+"""Notices signals even while the main thread runs C code.
 
 Python calls its signal handlers only between two steps of its interpreter, so
 never while the main thread is stuck in C. But it writes the number of each

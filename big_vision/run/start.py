@@ -39,7 +39,8 @@ def find(built: build_lib.Built, saver: checkpoints.Checkpoints,
          resume: str | None) -> Start:
   """Restores this run's last checkpoint, or another run's, or makes a state.
 
-  A new state holds what the task loads ("model_init"); the rest is drawn.
+  A new state holds what the task loads ("model_init"); the rest is drawn at
+  random.
 
   Args:
     built: Mesh, data and task that the run's config describes.

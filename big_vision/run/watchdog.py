@@ -28,8 +28,8 @@ from big_vision.run import exit_codes
 from big_vision.run import peers
 from big_vision.run import signals
 
-# (phase, step) of the main thread. Always a new tuple: its identity shows the
-# watching thread whether there was progress.
+# (phase, step) of the main thread. It is always a new tuple, whose identity
+# shows the watching thread whether there was progress.
 _position = ("start", 0)
 _compiled = set()
 _active = None
@@ -63,7 +63,7 @@ def within(phase: str) -> Iterator[None]:
 
 
 def fail_together(exit_code: int, message: str, is_expected: bool = True):
-  """Ends this process of several, and the others with it.
+  """Ends all processes of a run, if it has several.
 
   Without this, jax keeps all of them until its shutdown times out.
 
@@ -82,27 +82,27 @@ def fail_together(exit_code: int, message: str, is_expected: bool = True):
 
 
 def leave():
-  """Ends the watch of a process that ends early, but not by a failure."""
+  """Stops watching a process that ends early without a failure."""
   if _active is not None:
     _active.close()
 
 
 def from_config(config: config_lib.Config) -> "Watchdog":
-  """Returns the watchdog with the limits of `config.watchdog`; 0 for none."""
+  """Returns a watchdog with the limits of `config.watchdog`; 0 disables it."""
   limits = config.get("watchdog", {})
   if not isinstance(limits, Mapping):
     if limits:
       raise config_lib.ConfigError(
-          f"config.watchdog is {limits!r}; it is a dict of limits in seconds, "
-          "as dict(step_s=600), or 0 to switch it off.")
+          f"config.watchdog is {limits!r}; it must be limits in seconds, "
+          "such as dict(step_s=600), or 0 to switch it off.")
     limits = {f"{name}_s": 0 for name in (*peers.PHASES, "peer")}
   for name, value in limits.items():
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, (int, float)) or
         value < 0):
       raise config_lib.ConfigError(
-          f"config.watchdog.{name} is {value!r}; it is a number of seconds, 0 "
-          "for no limit.")
+          f"config.watchdog.{name} is {value!r}; it must be a number of "
+          "seconds, 0 for no limit.")
   return config_lib.call(Watchdog, limits, "config.watchdog")
 
 
@@ -124,7 +124,7 @@ class Watchdog:
       kill a process 30 s after such a request, unless told otherwise.
 
   Attributes:
-    peers: Where the processes of the run are.
+    peers: Places of the run's processes.
   """
 
   def __init__(self, *, start_s: float | None = 3600,
@@ -165,7 +165,7 @@ class Watchdog:
     # Otherwise `fail_together` or `leave` follows; watch until then.
 
   def close(self):
-    """Stops watching; the others no longer expect words of this process."""
+    """Stops watching; the others expect no more reports of this process."""
     global _active
     self._stop.set()
     for thread in self._threads:
@@ -182,7 +182,7 @@ class Watchdog:
     self._threads.append(thread)
 
   def _watch(self):
-    """Measures time; never talks to the service, which could hold it up."""
+    """Measures time; never asks the service, which could keep it waiting."""
     before, since_request = None, 0.0
     last = time.monotonic()
     while not self._stop.is_set():
@@ -220,7 +220,7 @@ class Watchdog:
       self._is_asked_to_stop = True
 
   def _talk(self):
-    """Exchanges words; held up for as long as the service does not answer."""
+    """Exchanges reports; waits for as long as the service does not answer."""
     while not self._stop.wait(self.peers.talk_s):
       try:
         self.peers.exchange(*_position, self._spent_s)
@@ -237,8 +237,8 @@ class Watchdog:
   def look_for_cause(self):
     """Ends the process if the loss of another one explains an error here.
 
-    If a process dies, the collectives of the others raise at once. That it is
-    silent shows a little later.
+    If a process dies, the collectives of the others raise at once, but its
+    silence is noticed only a little later.
     """
     until = time.monotonic() + 2 * self.peers.patience_s
     while time.monotonic() < until:

@@ -20,7 +20,7 @@ _CONFIG, _CLASS_NAMES = "config.json", "class_names.json"
 
 
 def make(workdir: str):
-  """Makes the directory, if need be; raises ConfigError if it is read-only."""
+  """Makes the directory unless it exists; raises ConfigError if it cannot."""
   try:
     files.make_directory(workdir)
     if not files.is_remote(workdir):
@@ -35,8 +35,8 @@ def make(workdir: str):
 def lock(workdir: str) -> Iterator[None]:
   """Locks `workdir` for this run: two runs would mix their checkpoints.
 
-  The first process holds the lock, which ends with the process, however that
-  ends. Object stores (gs://) have no locks and are not locked.
+  The first process holds the lock until it ends, in whatever way. Object stores
+  (gs://) have no locks and are not locked.
 
   Args:
     workdir: Directory that exists, or the address of an object store.
@@ -59,7 +59,7 @@ def lock(workdir: str) -> Iterator[None]:
       raise config_lib.ConfigError(
           f"--workdir {workdir} is in use by another run, {file.read().strip()}"
           ". Wait for it, stop it, or use another --workdir.") from error
-    except OSError as error:  # Some network file systems.
+    except OSError as error:  # Some network file systems have no locks.
       print(f"{path} cannot be locked ({error}): nothing else keeps a second "
             "run out of this workdir.", flush=True)
     file.truncate(0)

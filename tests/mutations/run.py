@@ -64,7 +64,7 @@ MUTATIONS = [
              "test_a_silent_process_is_lost_and_one_that_ended_is_not"),
     Mutation(
         file="big_vision/run/peers.py",
-        old="is_news = word != self._seen.get(process)",
+        old="is_news = report != self._seen.get(process)",
         new="is_news = word is not self._seen.get(process)",
         test="tests/run/test_peers.py::"
              "test_a_silent_process_is_lost_and_one_that_ended_is_not"),

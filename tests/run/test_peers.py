@@ -23,7 +23,7 @@ class Service:
     return [item for item in self.values.items() if item[0].startswith(prefix)]
 
   def say(self, process, phase, step, number=0):
-    self.values[f"big_vision/words/{process}"] = json.dumps(
+    self.values[f"big_vision/reports/{process}"] = json.dumps(
         dict(number=number, phase=phase, step=step, seconds=3.2))
 
   def end(self, process, exit_code, message=""):
@@ -54,15 +54,15 @@ def test_the_process_that_is_behind_is_marked(service):
   known.add_silence(5.0)
   known.add_silence(2.0)
   assert known.table() == (
-      "  process 0: at step 4 in 'step', for 3 s, heard of 2 s ago\n"
-      "  process 1: at step 3 in 'eval/test', for 7 s, heard of 2 s ago"
+      "  process 0: at step 4 in 'step' for 3 s, last heard from 2 s ago\n"
+      "  process 1: at step 3 in 'eval/test' for 7 s, last heard from 2 s ago"
       "  <- behind\n"
       "  process 2: ended")
   service.say(0, "eval/test", 3)
   del service.values["big_vision/ends/2"]
   known.exchange("eval/test", 3, 7.0)
   assert "behind" not in known.table()  # All are at the same place.
-  assert "process 2: not heard of" in known.table()
+  assert "process 2: has never reported" in known.table()
 
 
 def test_a_silent_process_is_lost_and_one_that_ended_is_not(service):
@@ -76,9 +76,9 @@ def test_a_silent_process_is_lost_and_one_that_ended_is_not(service):
   assert known.find_lost(2.5) == 0
   assert known.describe_lost(0) == (
       "Process 0 has given no sign of life for 3 s: it is dead, stopped or out "
-      "of reach. Its last word was at step 4 in 'step'.")
+      "of reach. It last reported at step 4 in 'step'.")
   assert known.describe_lost(2).endswith("for 4 s: it is dead, stopped or out "
-                                         "of reach. Its last word was none.")
+                                         "of reach. It has never reported.")
   service.end(2, 0)
   service.say(0, "step", 4, number=1)
   known.exchange("step", 4, 0.0)

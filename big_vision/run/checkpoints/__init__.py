@@ -10,7 +10,7 @@ that is not a committed checkpoint. Each of these has a test.
   manager.py    Checkpoints: saving and restoring a run
   best.py       Best: keeping the best checkpoint by a metric
   reading.py    metadata and arrays of any checkpoint
-  digests.py    what detects damage
+  digests.py    checksums, which reveal damage
   folders.py    which folders are steps; cleaning up after killed saves
   agreement.py  all processes decide and raise together
   errors.py     errors, and which of them mean damage

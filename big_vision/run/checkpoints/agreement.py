@@ -32,14 +32,14 @@ def from_first(fn: Callable[[], Any]):
     try:
       answer = fn()
     except (errors.StorageError, OSError) as error:
-      # Alone, the original error with its traceback is the better one. With
-      # other processes, they wait for an answer, which has to be sent first.
+      # A process that runs alone raises the original error with its traceback.
+      # Otherwise the other processes wait for an answer, which is sent first.
       if jax.process_count() == 1 and isinstance(error, errors.StorageError):
         raise
       problem = [isinstance(error, errors.CheckpointDamaged), str(error)]
   if jax.process_count() > 1:
     sent = json.dumps([answer, problem]).encode()
-    # Padded to multiples of 4 KiB: every other size compiles a new program.
+    # Pad to multiples of 4 KiB, because every new size compiles a program.
     size = int(multihost_utils.broadcast_one_to_all(
         np.int32(-(-len(sent) // 4096) * 4096)))
     received = multihost_utils.broadcast_one_to_all(
@@ -82,6 +82,6 @@ def maximum(value: int) -> int:
 
 
 def barrier(name: str):
-  """Waits until all processes have called it."""
+  """Waits until all processes have called this function."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f"checkpoint {name}")

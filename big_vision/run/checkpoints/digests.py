@@ -1,4 +1,4 @@
-"""Describes arrays and metadata such that any damage can be detected."""
+"""Computes checksums of arrays and metadata, which reveal any damage."""
 
 from collections.abc import Mapping
 import hashlib
@@ -33,7 +33,8 @@ def name_arrays(state) -> dict[str, jax.Array]:
 def _as_array(name, leaf) -> jax.Array:
   """Converts a leaf to the jax array that is stored.
 
-  NumPy leaves too: orbax restores those without any check of their shape.
+  NumPy arrays are converted as well, because orbax restores them without
+  checking their shapes.
   """
   several = jax.process_count() > 1
   if isinstance(leaf, jax.Array):
@@ -51,8 +52,8 @@ def _as_array(name, leaf) -> jax.Array:
     raise ValueError(f"{name} does not fit into {array.dtype}: {leaf!r}.")
   if not several:
     return array
-  # Every process has its own copy. As a replicated global array, orbax knows
-  # that they are the same and writes only one of them.
+  # Every process has its own copy. A replicated global array tells orbax that
+  # the copies are equal, so that it writes only one of them.
   everywhere = jax.sharding.NamedSharding(
       jax.sharding.Mesh(np.asarray(jax.devices()), ("all",)),
       jax.sharding.PartitionSpec())

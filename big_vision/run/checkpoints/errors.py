@@ -26,7 +26,7 @@ class CheckpointMismatch(StorageError):
 
 @contextlib.contextmanager
 def reading(failure: str):
-  """Turns any error of reading into CheckpointDamaged or StorageError.
+  """Turns any error while reading into CheckpointDamaged or StorageError.
 
   Args:
     failure: Beginning of the error message, such as "x cannot be read".

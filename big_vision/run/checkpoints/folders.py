@@ -1,8 +1,8 @@
-"""The folders of a run's checkpoints: which are steps, which are remains.
+"""Tells which folders of a run's checkpoints are steps, and clears the others.
 
 A step is a folder `directory`/<step> that orbax committed and that our own
-`meta` item describes. Everything else is somebody's copy, the remains of a
-killed save, or a damaged step that was set aside as `<step>.damaged`.
+`meta` item describes. Everything else is somebody's copy, what a killed save
+left behind, or a damaged step that was set aside as `<step>.damaged`.
 """
 
 import itertools
@@ -23,7 +23,7 @@ SAVING = "saving.txt"
 
 
 def names(directory: epath.Path) -> list[str]:
-  """Returns the sorted names in `directory`, none if it does not exist."""
+  """Returns the sorted names in `directory`, [] if it does not exist."""
   if not directory.is_dir():
     return []
   return sorted(path.name for path in directory.iterdir())
@@ -68,11 +68,11 @@ def find(directory: str, step: int | None) -> epath.Path:
 
 def clean(
     directory: epath.Path, *, keep_last: int, keep_every: int | None = None):
-  """Moves folders that look like steps but are not out of the way.
+  """Clears away folders that are named like steps but are incomplete.
 
-  Remains of this module (a killed save, a killed removal of an old step) and
-  empty folders are removed. All others are set aside, because they may be the
-  only copy of something.
+  Folders that a killed save or a killed removal left behind are removed, and so
+  are empty ones. All others are set aside, because they may be the only copy of
+  something.
 
   Args:
     directory: Directory of a run's checkpoints; made if it does not exist.
@@ -87,7 +87,7 @@ def clean(
     path = directory / name
     if not re.fullmatch(r"\d+", name) or name in map(str, steps):
       continue
-    # A step that retention would have removed by now: its removal was killed.
+    # Retention would have removed this step, so its removal was killed.
     is_old = (sum(step > int(name) for step in steps) >= keep_last and
               not (keep_every and int(name) % keep_every == 0))
     if is_old or not _has_files(path):
@@ -130,7 +130,7 @@ def set_aside(path: epath.Path) -> str:
 
 
 def is_set_aside(name: str) -> bool:
-  """Whether `set_aside` made this name of a step's."""
+  """Returns whether a name is one that `set_aside` gives to a step."""
   return bool(re.fullmatch(r"\d+\.damaged(\.\d+)?", name))
 
 

@@ -88,7 +88,7 @@ class Checkpoints:
     return agreement.from_first(lambda: folders.list_steps(self._directory))
 
   def latest(self) -> int | None:
-    """Returns the newest of `steps()`, None if there are none."""
+    """Returns the newest of `steps()`, or None if there are none."""
     steps = self.steps()
     return steps[-1] if steps else None
 
@@ -107,7 +107,8 @@ class Checkpoints:
     Raises:
       StorageError: This or the previous save failed, a newer step exists, or
         this step exists with other values.
-      TypeError, ValueError: The state can never be stored, on any disk.
+      TypeError, ValueError: The state has something that no checkpoint can
+        store.
     """
     if self._read_only:
       raise errors.StorageError(
@@ -186,7 +187,7 @@ class Checkpoints:
       raise damaged[step]
     names = agreement.from_first(lambda: folders.names(self._directory))
     remains = [name for name in names if folders.is_set_aside(name)]
-    # An error, since starting from scratch would silently lose the run.
+    # Raise: starting from scratch would silently lose the run.
     if damaged or remains:
       raise errors.CheckpointDamaged("\n".join([
           f"{self._directory} has no intact checkpoint, only damaged ones: "
@@ -222,7 +223,7 @@ class Checkpoints:
     if exception_type is None:
       self.close()
     # The exception on its way matters more than a failed save, so that one is
-    # only printed. The other processes may not have the exception: `close`
+    # only printed. The other processes may not have an exception, and `close`
     # would wait for them.
     elif self._manager is not None:
       step, error = self._saving, self._wait_alone()
@@ -269,8 +270,8 @@ class Checkpoints:
       if path.exists():
         console.say(f"{path} is not a complete checkpoint; it is set aside as "
                     f"{folders.set_aside(path)}.")
-      # On the disk before the first file of the step: after a power cut, the
-      # note is what tells a partial step from somebody's copy.
+      # This note must be on the disk before the first file of the step: after a
+      # power cut, only the note tells a partial step from somebody's copy.
       files.write_text(self._directory / folders.SAVING, str(step))
     except OSError as error:
       raise errors.StorageError(self._clean_up_failure(step, error)) from error

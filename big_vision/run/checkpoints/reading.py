@@ -93,8 +93,8 @@ def load(path: epath.Path, shapes) -> tuple[Any, dict[str, Any]]:
   except errors.StorageError as e:
     error = e
   agreement.raise_together(path, error)
-  # Only now, with all arrays on all processes: the digest of a sharded array
-  # is a collective, in which every process has to take part.
+  # Wait until all processes have all arrays: the digest of a sharded array is a
+  # collective, in which every process has to take part.
   agreement.raise_together(
       path, _find_damage(path, stored["leaves"], restored))
   return (jax.tree.unflatten(jax.tree.structure(shapes), restored.values()),
