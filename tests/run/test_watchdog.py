@@ -167,9 +167,9 @@ def test_off_means_no_limits():
 
 @pytest.mark.parametrize("value, message", [
     ({"step": 3}, "config.watchdog.step does not exist.*step_s"),
-    ({"step_s": "3"}, "config.watchdog.step_s is '3'; it is a number"),
+    ({"step_s": "3"}, "config.watchdog.step_s is '3'; it must be a number"),
     ({"step_s": -1}, "config.watchdog.step_s is -1"),
-    (60, "config.watchdog is 60; it is a dict")])
+    (60, "config.watchdog is 60; it must be limits in seconds")])
 def test_mistakes(value, message):
   with pytest.raises(config_lib.ConfigError, match=message):
     watchdog.from_config(config_lib.Config({"watchdog": value}))
