@@ -1,5 +1,5 @@
 """Evaluators: modules with a class `Evaluator`, which configs name by `type`.
 
-`harness` has what evaluators build on, `schedule` makes and runs those of a
-config.
+`harness` has what all of them need; `schedule` makes and runs the evaluators of
+a config.
 """

@@ -46,7 +46,8 @@ class Evaluator:
       key: Key of the difficulty, int[b].
       label_key: Key of the labels.
       mask_key: Key of number[b, n], 1 for tokens that count, 0 for padding;
-        only needed if labels or measurements are per token. None if all count.
+        only needed if labels or measurements are per token. None counts all
+        tokens.
       measure: Path in `out` of a measurement to average as well: number[b], or
         number[b, n], which is averaged over an example's unmasked tokens first.
     """
@@ -83,7 +84,8 @@ class Evaluator:
 def _measure(
     state, batch, rng, *, predict_fn: Callable, key: str, label_key: str,
     mask_key: str | None, measure_path: str | None):
-  """Returns {metric: (sums [b], counts [b])} and what they are grouped by."""
+  """Returns {metric: (sums [b], counts [b])}, difficulties, and valid
+  examples."""
   logits, out = predict_fn(state, batch, rng=rng)
   b = len(batch["_mask"])
   difficulty = harness.get_from_batch(batch, key, "key")

@@ -77,8 +77,8 @@ def _measure(state, batch, rng, *, predict_fn, loss_fn, label_key):
   if labels.shape != logits.shape:
     raise config_lib.ConfigError(
         f"{label_key!r} has the shape {labels.shape} and the logits "
-        f"{logits.shape}; both must be [b, k]: has the preprocessing "
-        f"onehot({logits.shape[-1]})?")
+        f"{logits.shape}; both must be [b, k]. Does the preprocessing "
+        f"have onehot({logits.shape[-1]})?")
   is_label = labels > 0
   rank = _rank_of_best_label(logits, is_label)
   values = {"prec@1": rank < 1}
@@ -93,7 +93,7 @@ def _measure(state, batch, rng, *, predict_fn, loss_fn, label_key):
 def _rank_of_best_label(logits, is_label):
   """Counts the classes that are ahead of the best label, int32[b].
 
-  Of equal logits the first is ahead, as in argmax. `jax.lax.top_k` would be
+  Of equal logits, the first is ahead, as in argmax. `jax.lax.top_k` would be
   shorter, but XLA would gather the logits of all devices for it.
   """
   labelled = jnp.where(is_label, logits, -jnp.inf)

@@ -1,8 +1,8 @@
 """Few-shot accuracy of a representation, by regularized least squares.
 
 A linear classifier is fitted in closed form to k examples of every class, on
-top of the frozen representation, so the number needs no tuning and is fast
-enough to follow a training run.
+top of the frozen representation, so the accuracy needs no tuning and is
+computed fast enough to follow a training run.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,9 +29,10 @@ class Evaluator:
   others.
 
   Source: google-research/big_vision `evaluators/fewshot_lsr.py`, so that
-  numbers compare. It differs in that the mean over the seeds is reported,
-  representations are kept per data set *and* split, the solution is in float64,
-  and a class with fewer than k examples is an error (see `allow_fewer`).
+  numbers can be compared. It differs in that the mean over the seeds is
+  reported, representations are kept per data set *and* split, the solution is
+  in float64, and a class with fewer than k examples is an error (see
+  `allow_fewer`).
   """
 
   def __init__(
@@ -47,9 +48,10 @@ class Evaluator:
     Args:
       predict_fn: (state, batch, rng=) -> (logits, out), not jitted.
       loader: Opens the data and compiles.
-      datasets: {name in metrics: (source, train split, test split)}; a source
-        is its name or a dict of its options. A split of None is left out, one
-        that is a dict adds options to those of the source.
+      datasets: {name in metrics: (source, train split, test split)}. A source
+        is its name or a dict of its options. A split is a name, or a dict of
+        options to add to those of the source, or None to use the source as it
+        is.
       pp_train: Preprocessing string of train splits; keeps `label_key`.
       pp_eval: Preprocessing string of test splits; keeps `label_key`.
       shots: Values of k.

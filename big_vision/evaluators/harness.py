@@ -1,12 +1,12 @@
-"""The parts that evaluators share: opening data, compiling, collecting results.
+"""Opens data, compiles measurements and collects results for evaluators.
 
 An evaluator is a module with a class
 
   Evaluator(predict_fn, loader, *, <options>)
     .run(state) yields (metric name, number or picture)
 
-whose options are the keys that the config sets in `config.evals.NAME`. A whole
-one, which works on any number of devices and hosts:
+whose options are the keys that the config sets in `config.evals.NAME`. This is
+a complete evaluator, which works on any number of devices and hosts:
 
   class Evaluator:
 
@@ -22,8 +22,9 @@ one, which works on any number of devices and hosts:
 
 `measure` returns values per example; padding is left out before anything is
 averaged, and a value that is already an average is an error. `rng` depends on
-the run's seed and the batch's number only, so predict functions that draw give
-the same result at every evaluation and on any number of devices.
+the run's seed and the batch's number only, so predict functions that draw
+random numbers give the same result at every evaluation and on any number of
+devices.
 
 TensorFlow is imported when data is opened, not when a module is imported.
 """
@@ -91,7 +92,7 @@ class Loader:
     self._shared = _Shared()
 
   def with_batch_size(self, batch_size: int) -> "Loader":
-    """Returns a loader with another batch size that shares all else."""
+    """Returns a loader that differs from this one in its batch size only."""
     other = copy.copy(self)
     other.batch_size = batch_size
     return other
@@ -162,7 +163,7 @@ class Loader:
 
   @contextlib.contextmanager
   def checking(self, check: Callable[[], None]):
-    """Calls `check` every few batches of any data of this run, while it lasts.
+    """Calls `check` every few batches of any evaluation in a `with` block.
 
     An exception raised by `check` ends the evaluation. It is called on all
     processes alike.
@@ -338,7 +339,7 @@ def get_from_batch(
 def plain(value):
   """Copies a value of the config, with every mapping turned into a dict.
 
-  Counts as reading all of it.
+  This marks all of its keys as read.
   """
   if isinstance(value, Mapping):
     return {key: plain(item) for key, item in value.items()}

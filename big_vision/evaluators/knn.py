@@ -1,7 +1,6 @@
 """Accuracy of weighted nearest neighbours in a representation.
 
-It needs no training at all, so it is the usual way to follow self-supervised
-learning.
+It needs no training, so it is the usual way to follow self-supervised learning.
 """
 
 import collections
@@ -29,7 +28,7 @@ class Evaluator:
   Metric: `knn@{k}`, in [0, 1], higher is better.
 
   Source: arXiv:1805.01978, Sec. 3.4, with k and temperature of DINO
-  (arXiv:2104.14294); differs in nothing.
+  (arXiv:2104.14294), without differences.
   """
 
   def __init__(
@@ -47,9 +46,9 @@ class Evaluator:
       data_train: Source of the neighbours.
       pp_fn: Preprocessing string; keeps `label_key`.
       pp_train: Preprocessing string of `data_train`; None for `pp_fn`.
-      k: Number of neighbours; several for one metric each.
-      temperature: Temperature of the votes, positive; a low one makes the
-        nearest count most.
+      k: Number of neighbours, or several numbers for one metric each.
+      temperature: Temperature of the votes, positive; the lower it is, the more
+        the nearest neighbours count.
       representation_layer: Name in `out`; None for the logits.
       label_key: Key of the labels in the batch, int[b].
 
@@ -93,8 +92,8 @@ class Evaluator:
     """
     features, labels = self._examples.collect(self._represent, state)
     representation.check_labelled(labels, "data")
-    # Training examples pass by, batch after batch; only the queries, spread
-    # over the devices, and their neighbours are kept.
+    # Training examples are read batch after batch and not kept. Only the
+    # queries, spread over the devices, and their neighbours are.
     num_queries = len(features)
     padding = -num_queries % sharding.num_shards(self._sharding)
     queries = self._place(
@@ -140,11 +139,11 @@ def _merge(queries, nearest, examples):
     `nearest`, updated; of equally similar examples the earlier is nearer.
   """
   features, labels, mask = examples
-  similarity = jnp.dot(  # In bfloat16 the steep vote would change.
+  similarity = jnp.dot(  # bfloat16 would change the votes, which are steep.
       queries, features.T, precision="highest")
   similarity = jnp.where(mask > 0, similarity, -jnp.inf)
   labels = jnp.broadcast_to(labels, similarity.shape)
-  # In the order of the data, because `top_k` prefers the first of equals.
+  # Keep the order of the data: `top_k` prefers the first of equal values.
   similarity = jnp.concatenate([nearest[0], similarity], axis=1)
   labels = jnp.concatenate([nearest[1], labels], axis=1)
   similarity, best = jax.lax.top_k(similarity, nearest[0].shape[1])
@@ -160,7 +159,7 @@ def _normalize(x):
 def vote(
     similarity: np.ndarray, labels: np.ndarray, temperature: float
 ) -> np.ndarray:
-  """Returns the class with most votes; of equal ones that of the nearer.
+  """Returns the class with the most votes; the nearer one wins a tie.
 
   Args:
     similarity: float[n, k] in [-1, 1], descending along k.
@@ -171,7 +170,7 @@ def vote(
     int[n], a class for each query.
   """
   similarity = similarity.astype(np.float64)
-  # Relative to the nearest: comparisons stay the same, and nothing overflows.
+  # Relative to the nearest neighbour, votes compare alike and cannot overflow.
   weights = np.exp((similarity - similarity[:, :1]) / temperature)
   votes = np.zeros_like(weights)  # Votes for the class of the k-th neighbour.
   for i in range(labels.shape[1]):

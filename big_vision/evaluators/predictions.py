@@ -1,4 +1,4 @@
-"""Stores a model's predictions of a few images, for people to look at."""
+"""Stores a model's predictions for a few images, for people to look at."""
 
 import base64
 from collections.abc import Callable, Iterator, Mapping

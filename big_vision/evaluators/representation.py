@@ -14,7 +14,7 @@ from big_vision.evaluators import harness
 def represent(
     state, batch, rng, *, predict_fn: Callable, layer: str | None,
     label_key: str):
-  """Predicts the features of a batch; a measure for `Loader.compile`.
+  """Returns features and labels of a batch; made for `Loader.compile`.
 
   Args:
     state: The task's state.
@@ -29,7 +29,7 @@ def represent(
     Features float32[b, d] and labels int[b].
 
   Raises:
-    ConfigError: the layer or the label does not exist or has another shape.
+    ConfigError: the layer or the label does not exist, or has the wrong shape.
   """
   logits, out = predict_fn(state, batch, rng=rng)
   features = logits

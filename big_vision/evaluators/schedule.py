@@ -21,12 +21,13 @@ class Scheduled:
   """An evaluator of a run, with its name and the steps at which it runs.
 
   Attributes:
-    name: Key in `config.evals`; with "_ema" appended for the averaged twin.
+    name: Key in `config.evals`; with "_ema" appended for the twin that sees
+      averaged parameters.
     prefix: Text that is put before the name of every metric.
     evaluator: The `Evaluator`.
     loader: The loader that it was made with; None if it reads no data.
-    log_steps: Steps between two runs; None or 0 for the first and the last
-      step only.
+    log_steps: Steps between two runs; None or 0 for only the first and the last
+      step.
     skip_first: Whether to leave out the run before the first update.
     total_steps: Steps of the training run; None outside of training.
   """
@@ -39,7 +40,7 @@ class Scheduled:
   total_steps: int | None = None
 
   def due(self, step: int) -> bool:
-    """Whether to run after update `step` (0: before the first update)."""
+    """Returns whether to run after update `step` (0: before the first one)."""
     if self.total_steps is None or step == self.total_steps:
       return True
     if step == 0:
@@ -74,7 +75,7 @@ def make_evaluators(
   evaluator's own options. If the task also has `<pred>_ema`, a second evaluator
   measures that, under `<prefix>ema/`.
 
-  Data is opened here, so that what is missing shows at the start, and read
+  Data is opened here, so that missing data is noticed at the start, and read
   only when an evaluator runs.
 
   Args:
@@ -91,8 +92,8 @@ def make_evaluators(
       `log_examples`.
     pp_modules: Modules with preprocessing ops, beside the default ones.
     workdir: Directory of the run. It replaces "{workdir}" in the evaluators'
-      strings, and the evaluator's name replaces "{name}"; the twin of an
-      average has a name of its own.
+      strings, and the evaluator's name replaces "{name}"; a twin's name ends in
+      "_ema".
     seed: Seed of the run, from which predict functions draw.
     where: Path of `evals` in the config, for messages.
 
@@ -104,8 +105,8 @@ def make_evaluators(
   """
   loader = harness.Loader(
       batch_sharding, batch_size, pp_modules=pp_modules, seed=seed)
-  # One function object for equal arguments, so that evaluators that differ in
-  # their data alone share a program.
+  # Equal arguments give the same function object, so that evaluators that
+  # differ only in their data share a program.
   bound, made = {}, []
   for name, options in (evals or {}).items():
     path = f"{where}.{name}"
@@ -160,7 +161,7 @@ def run_all(
     scheduled: Iterable[Scheduled], state: Mapping[str, Any],
     around: Callable[[str], Any] = contextlib.nullcontext,
     check: Callable[[], None] = lambda: None) -> dict[str, Any]:
-  """Runs evaluators and returns all that they measure.
+  """Runs evaluators and returns everything they measure.
 
   Args:
     scheduled: Evaluators from `make_evaluators`.
