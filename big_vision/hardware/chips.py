@@ -10,7 +10,7 @@ from big_vision import config as config_lib
 
 
 class Chip(NamedTuple):
-  """Data sheet of one accelerator, in the sense of one JAX device.
+  """Data sheet of one accelerator, as JAX counts devices.
 
   Attributes:
     flops: Dense bfloat16 operations per second.

@@ -1,4 +1,4 @@
-"""Counts the floating-point operations that a function asks for.
+"""Counts the floating-point operations of a function.
 
 They are counted in its jaxpr, which holds the arithmetic of all devices, the
 length of each scan, and nothing that depends on the hardware.

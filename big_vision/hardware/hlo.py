@@ -1,4 +1,4 @@
-"""Measures compiled programs: memory, traffic and collectives.
+"""Measures the memory, traffic and collectives of compiled programs.
 
 A program holds the work of one device. XLA's `cost_analysis` counts the body of
 a loop once; the number of iterations is read from the program's text. The

@@ -1,4 +1,4 @@
-"""Hardware that a run is planned for: a TPU slice or simulated devices."""
+"""Describes the hardware to plan for: a TPU slice or simulated devices."""
 
 import math
 import os
@@ -18,8 +18,8 @@ class Hardware(NamedTuple):
     devices: jax devices to compile for; those of a TPU slice need not exist.
     chip: Data sheet of one device, or None if there is none.
     num_hosts: Number of hosts that the devices are attached to.
-    is_target: Whether the compiler is that of this hardware, so that its memory
-      and traffic are those of the run.
+    is_target: Whether programs are compiled by this hardware's own compiler, so
+      that memory and traffic are those of the run.
   """
   name: str
   devices: list
@@ -39,8 +39,8 @@ def describe_topology(topology: str, num_slices: int = 1) -> Hardware:
     ConfigError: libtpu is not installed, or does not know the topology.
   """
   from jax.experimental import topologies
-  # libtpu asks for what a TPU VM would tell it. The chips are only described,
-  # never used, so several processes may load the library at once.
+  # libtpu asks for settings that a TPU VM would provide. The chips are only
+  # described, never used, so several processes may load the library at once.
   for name, value in (
       ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
       ("TPU_ACCELERATOR_TYPE", "v5litepod-1"),

@@ -1,4 +1,4 @@
-"""Optimizers from configs: the chain, its schedules, and own optimizers."""
+"""Makes optimizers from configs: the chain, schedules, and added optimizers."""
 
 from big_vision.optim.adafactor import momentum_hp
 from big_vision.optim.adafactor import scale_by_adafactor

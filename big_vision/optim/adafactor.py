@@ -1,6 +1,6 @@
 """Optimizers that optax lacks in this form: Adafactor, half-precision momentum.
 
-Like optax's `scale_by_*`, they neither apply a learning rate nor its sign.
+Like optax's `scale_by_*`, they apply neither a learning rate nor its sign.
 """
 
 import jax.numpy as jnp

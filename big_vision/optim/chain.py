@@ -1,4 +1,4 @@
-"""The optimizer chain of a config: masks by regex, decay, schedules.
+"""Makes the optimizer of a config: masks by regex, weight decay, schedules.
 
 An update is (in the units of google-research/big_vision)
 
@@ -55,7 +55,7 @@ def make(
 
   Raises:
     ConfigError: A name or an argument does not exist, a parameter has no
-      schedule, or a regex is the first match of no parameter.
+      schedule, or a regex is not the first match of any parameter.
   """
   names = [name for name, _ in tree.flatten_with_names(params)]
   groups = _schedule_groups(config)
@@ -130,9 +130,9 @@ def _make_core(config) -> optax.GradientTransformation:
     if fn is None or not (last.startswith("scale_by_") or last in (
         "identity", "trace", "ema")):
       why = "" if fn is None else (
-          " It exists in optax, but a complete optimizer applies the learning "
-          "rate and its sign, and so does this chain: together they would "
-          "climb.")
+          " It exists in optax, but as a complete optimizer it applies the "
+          "learning rate and its sign. This chain applies them too, so "
+          "together they would increase the loss.")
       raise config_lib.ConfigError(
           f"config.optax_name is {name!r}; it must be a `scale_by_*` of optax "
           f"or one of {sorted(_OWN)}"
@@ -154,8 +154,8 @@ def _match_all(names, patterns, where) -> dict[str, int | None]:
   for i, pattern in enumerate(patterns):
     if i not in matches.values():
       raise config_lib.ConfigError(
-          f"config.{where}: {pattern!r} is the first match of no parameter; "
-          f"they are named like {names[:3]}.")
+          f"config.{where}: {pattern!r} is not the first match of any "
+          f"parameter. Parameters are named like {names[:3]}.")
   return matches
 
 

@@ -12,12 +12,12 @@ from big_vision import config as config_lib
 
 def batch_sharding(
     mesh: Mesh, rules: Sequence[tuple[str, Any]]) -> NamedSharding:
-  """Splits the first axis of a batch as the rule for "act_batch" says."""
+  """Returns the sharding of a batch, by the rule for "act_batch"."""
   return NamedSharding(mesh, P(dict(rules).get("act_batch")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Keeps a whole copy on every device."""
+  """Returns the sharding with a whole copy on every device."""
   return NamedSharding(mesh, P())
 
 
@@ -48,7 +48,7 @@ def check_divides(batch_size: int, sharding: NamedSharding, where: str):
 
 
 def put(values, shardings):
-  """Places host arrays on the devices, each process only its own shards.
+  """Places host arrays on the devices; each process only places its own shards.
 
   Args:
     values: Tree of arrays, the same on every process.

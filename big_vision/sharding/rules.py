@@ -1,4 +1,4 @@
-"""Names what is split: logical-axis rules, and presets of common choices."""
+"""Makes logical-axis rules, and presets of common ways to split a run."""
 
 from collections.abc import Sequence
 import re
@@ -33,7 +33,7 @@ _FACTORED = r".*/v(_row|_col)?/.*"
 
 
 def default_rules(mesh: Mesh) -> tuple[tuple[str, Any], ...]:
-  """Splits batches over the first axis of the mesh, and nothing else."""
+  """Returns rules that split only batches, over the mesh's first axis."""
   return (("act_batch", mesh.axis_names[0]),)
 
 
@@ -46,7 +46,8 @@ def make_rules(
     mesh: Mesh of the run.
     rules: Pairs of a logical name and a mesh axis, several axes or None; None
       for `default_rules`.
-    preset: One of PRESETS, whose rules `rules` override one by one; or None.
+    preset: One of PRESETS, whose rules are overridden by those in `rules`; or
+      None.
 
   Returns:
     The rules as flax takes them.
@@ -95,7 +96,8 @@ def preset_strategy(name: str, shapes, mesh: Mesh) -> list[tuple[str, str]]:
       mesh of 128 x 8, one dimension needs to divide by 128 and another by 8,
       where a single split would need one that divides by 1,024.
     `tp`: Attention heads and hidden units of MLPs are split over "model".
-    `fsdp_tp`: These over "model", and everything over "data".
+    `fsdp_tp`: Heads and hidden units are split over "model", and everything
+      over "data".
 
   Args:
     name: One of PRESETS.
@@ -112,7 +114,7 @@ def preset_strategy(name: str, shapes, mesh: Mesh) -> list[tuple[str, str]]:
   names = [leaf for leaf, _ in tree.flatten_with_names(shapes)]
   def matches(regex):
     return any(re.fullmatch(regex, leaf) for leaf in names)
-  # Only the regexes that match: `infer` refuses those that do not.
+  # Keep only regexes that match, because `infer` refuses all others.
   split = [(regex, f"{op}|{rest}" if "fsdp" in name else op)
            for regex, op in _TENSOR_PARALLEL if matches(regex)]
   if not split:

@@ -1,4 +1,4 @@
-"""Splits what is stored: a strategy of regexes and ops, leaf by leaf.
+"""Splits the leaves of a state by a strategy, pairs of a regex and ops.
 
 An op is a function that takes its arguments from the config and returns a
 function (spec, leaf, name, mesh, rules) -> spec, where `spec` is a list with
@@ -52,8 +52,8 @@ def infer(
   """
   names = [name for name, _ in tree.flatten_with_names(shapes)]
   matches = tree.first_match(names, [pattern for pattern, _ in strategy])
-  # A regex without a leaf is a typing error, or stands behind one that is too
-  # general; either way something would silently stay unsplit.
+  # A regex without a leaf has a typo, or comes after one that is too general.
+  # Either way, something would silently stay unsplit.
   for index, (pattern, _) in enumerate(strategy):
     if index not in matches.values():
       raise config_lib.ConfigError(
@@ -79,7 +79,7 @@ def _apply(op, spec, leaf, name, mesh, rules):
   try:
     return _OPS[op.name](*op.args, **op.kwargs)(
         spec, leaf, name, mesh=mesh, rules=rules)
-  except TypeError as error:  # Arguments that the op does not have.
+  except TypeError as error:  # The op has no such argument.
     raise config_lib.ConfigError(
         f"sharding_strategy, {op.text!r}: {error}.") from error
 
@@ -117,7 +117,7 @@ def _fsdp(axis="data", min_size_to_shard_mb=4):
   def apply(spec, leaf, name, mesh, **unused):
     del unused
     size = _free_axis_size(mesh, axis, spec, name)
-    # Gathering a small array costs a message and saves almost no memory.
+    # Splitting a small array would save almost no memory and cost messages.
     if leaf.size * leaf.dtype.itemsize <= min_size_to_shard_mb * 2 ** 20:
       return spec
     free = [dim for dim, entry in enumerate(spec)

@@ -30,11 +30,11 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   int[b, n] and "mask", number[b, n], nonzero at the tokens that count; the loss
   and accuracy of an example are means over those.
 
-  The state has "params", "opt" and, with `config.ema_decay`, "ema"; besides,
+  The state has "params", "opt" and, with `config.ema_decay`, "ema". It also has
   the model's other collections, under their names: those that a forward pass
   changes ("batch_stats") and the random "features" of attention, which are
-  drawn again every `config.redraw_steps`, or never. The state's "frozen" is
-  empty.
+  drawn again every `config.redraw_steps` steps, or never. The state's "frozen"
+  is empty.
 
   A model may return losses of its own, `out["losses"]`, and measurements,
   `out["measurements"]`, both {name: float32[], the mean over the batch}. The
@@ -52,8 +52,8 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
 
   Raises:
     ConfigError: The config names something that does not exist, or the batch
-      lacks something that the config asks for. What depends on the model's
-      output is raised when the step is traced.
+      lacks something that the config asks for. Errors that depend on the
+      model's output are raised when the step is traced.
   """
   models = modules.find("model", config.model_name)
   network = _Network(
@@ -66,8 +66,8 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   aux_weights = dict(config.get("aux_losses", {}))
 
   batch_spec = dict(info.batch_spec)
-  # The key is made within the trace, so that planning for devices that are not
-  # here computes nothing.
+  # The key is made within the trace, so that planning for devices that do not
+  # exist here computes nothing.
   variables_spec = jax.eval_shape(
       lambda batch: network.init(jax.random.key(0), batch), batch_spec)
   learner = learner_lib.make(config, variables_spec.pop("params"), info)
@@ -154,7 +154,7 @@ class _Network(NamedTuple):
 def _redraw_steps(
     config: config_lib.Config, info: Info,
     collections: Sequence[str]) -> int | None:
-  """Returns how many steps random features last; None or 0 is for ever."""
+  """Returns how many steps random features last; None or 0 keeps them."""
   steps = durations.get_steps(
       "redraw", config, batch_size=info.batch_size, data_size=info.data_size,
       total_steps=info.total_steps)
@@ -260,10 +260,10 @@ def weigh_auxiliary(
       because a model's losses are only known when it is traced.
 
   Returns:
-    loss: float32[], the sum of weight times value. A weight of 0 leaves the
+    loss: float32[], the sum of weights times values. A weight of 0 leaves a
       loss out, even if its value is not finite.
-    measurements: {"training_<name>": float32[]}, losses without their weights
-      and measurements.
+    measurements: {"training_<name>": float32[]}, the unweighted losses, and the
+      measurements.
 
   Raises:
     ConfigError: A weight has no loss, or a loss has no weight.

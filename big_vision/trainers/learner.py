@@ -1,6 +1,6 @@
 """The gradient step that trainers share: optimizer, accumulation, norms, EMA.
 
-A trainer states its loss and leaves the rest of the step to a `Learner`:
+A trainer defines its loss and leaves the rest of the step to a `Learner`:
 
   learner = learner_lib.make(config, params_spec, info)
 
@@ -137,7 +137,7 @@ def make(config: Mapping[str, Any], params_spec, info: Info, *,
     mean_over: Unit that the loss averages over, see `gradients.from_config`.
 
   Raises:
-    ConfigError: A value is invalid, or the loss does not allow what is asked.
+    ConfigError: A value is invalid, or the loss does not allow accumulation.
   """
   return Learner(
       optimizer=make_optimizer(config, params_spec, info),
