@@ -1,4 +1,4 @@
-"""The older name of `prepare_dataset`, which it runs."""
+"""Runs `prepare_dataset` by its older name."""
 
 import sys
 

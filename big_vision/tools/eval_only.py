@@ -41,7 +41,7 @@ def evaluate(config: config_lib.Config, workdir: str, *,
     config: Config of the run, with the evaluators to run.
     workdir: Directory of the run.
     step: Step of the checkpoint; None for the newest.
-    best: Whether to take it from the best checkpoints.
+    best: Whether to use the best checkpoint instead of the newest.
 
   Returns:
     {name: number, or picture as uint8[h, w, 1 or 3]}.
@@ -70,7 +70,7 @@ def evaluate(config: config_lib.Config, workdir: str, *,
 
 
 def define_flags():
-  """Defines the flags; called only if this module is the program."""
+  """Defines the command's flags; importing this module must not."""
   config_flags.DEFINE_config_file(
       "config", None, "Config with the evaluators; by default the run's own.",
       lock_config=True)

@@ -1,4 +1,4 @@
-"""Plans a run: memory, FLOPs, transfers, time and price before it is paid for.
+"""Plans a run: its memory, FLOPs, transfers, time and price, before it starts.
 
   python -m big_vision.tools.plan --config FILE.py --topology v5e:16x16
   python -m big_vision.tools.plan --config FILE.py --devices 8 --chip h100
@@ -9,15 +9,15 @@ collectives are those of the run. With --devices, the step is compiled for as
 many simulated CPU devices: placement, FLOPs and collectives are real, but the
 memory of activations is not that of a GPU and is not shown.
 
-A run whose step changes on the way, such as a GAN whose discriminator starts
+A run whose step changes over time, such as a GAN whose discriminator starts
 late, has several phases. Each is compiled and reported; time and price are sums
 over all phases.
 
 A problem that would stop the launch (an unknown key, a batch that does not
 divide, an axis that the mesh lacks) stops the plan with exit code 2. So does a
 step that does not fit, after a search for changes that make it fit. A dataset
-that is not prepared here is replaced by its declared shapes and size, and the
-report says so.
+that is not prepared on this machine is replaced by its declared shapes and
+size, and the report says so.
 
   python -m big_vision.tools.plan --table CONFIG.py [CONFIG.py ...]
 
@@ -109,7 +109,7 @@ def _print_table(paths: Sequence[str]):
 
 
 def define_flags():
-  """Defines the flags; only the program calls it, so others may import it."""
+  """Defines the command's flags; importing this module must not."""
   config_flags.DEFINE_config_file(
       "config", None, "Config to plan: FILE.py or FILE.py:arg=value,...",
       lock_config=True)
@@ -128,7 +128,7 @@ def define_flags():
 def main(argv):
   """Prints the plan that the flags ask for."""
   args = flags.FLAGS
-  # Nothing runs on an accelerator that this machine may have.
+  # Ignore any accelerator of this machine: nothing runs on it.
   jax.config.update("jax_platforms", "cpu")
   with (command_line.exit_with_code(
       {plans.DoesNotFitError: exit_codes.CONFIG}),

@@ -1,4 +1,4 @@
-"""Prepares datasets, so that runs read them by index and without network.
+"""Prepares datasets, so that runs read them by index and without a network.
 
   python -m big_vision.tools.prepare_dataset cifar10 oxford_flowers102
   python -m big_vision.tools.prepare_dataset fashion_mnist --data_dir DIR
@@ -6,7 +6,7 @@
 
 A missing dataset is downloaded and stored as ArrayRecord. A dataset that was
 prepared as TFRecord gets ArrayRecord files beside its TFRecord files, which you
-may then delete. mnist, fashion_mnist and kmnist can be made without network
+may then delete. mnist, fashion_mnist and kmnist can be made without a network
 from the IDX files that their authors publish; fashion_mnist finds the files of
 the Debian package dataset-fashion-mnist by itself. Existing files are not
 changed, and an interrupted run leaves nothing under the final name.
@@ -86,7 +86,7 @@ def prepare(
     A line that tells the user what was done.
 
   Raises:
-    ConfigError: There is no such dataset, or it cannot be made of IDX files.
+    ConfigError: There is no such dataset, or it cannot be made from IDX files.
     DataError: Files are missing or damaged; names them.
     OSError: The download failed, or files cannot be written.
   """
@@ -130,7 +130,7 @@ def _run(builder, file_format: str) -> str:
             try_download_gcs=False,
             compute_stats=tfds.download.ComputeStatsMode.SKIP))
   except AssertionError as error:
-    # TFDS says this way which files it cannot download, and where to put them.
+    # The error says which files TFDS cannot download, and where to put them.
     raise core.DataError(str(error)) from error
   sizes = {split: info.num_examples for split, info
            in builder.info.splits.items()}
@@ -217,7 +217,7 @@ def _write(path: str, file_format: str, records: Iterator[bytes]) -> None:
 
 def _build_from_idx(
     name: str, data_dir: str, file_format: str, idx_dir: str) -> str:
-  """Stores IDX files as the TFDS dataset that is made of them."""
+  """Stores IDX files as a TFDS dataset."""
   import tensorflow_datasets as tfds
   if name not in _IDX_DATASETS:
     raise config_lib.ConfigError(

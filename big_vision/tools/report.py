@@ -1,4 +1,4 @@
-"""Writes one HTML page about one or several runs; it opens offline.
+"""Writes an HTML page about one or several runs, which needs no network.
 
   python -m big_vision.tools.report WORKDIR... [--out report.html]
 

@@ -6,13 +6,12 @@
 
 reads the config stored in the workdir and its newest checkpoint. It writes a
 grid, WORKDIR/samples/NAME.png, and each image to a file below
-WORKDIR/samples/NAME/; NAME is made of the step and the arguments.
+WORKDIR/samples/NAME/; NAME consists of the step and the arguments.
 
 The images come from a predict function of the run's task, which returns images
 in [-1, 1] or a dict with such an "image". It gets batches of the run's training
-data, of which a model of codes reads only the labels, and a key made from
---seed and the batch's number. `--pred reconstruct` shows an autoencoder's
-reconstructions.
+data (a model of codes reads only their labels) and a key made from --seed and
+the batch's number. `--pred reconstruct` shows an autoencoder's reconstructions.
 """
 
 import os
@@ -46,7 +45,7 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
   Args:
     config: Config of the run.
     workdir: Directory of the run.
-    pred: Predict function, with arguments if need be: "sample(top_k=100)".
+    pred: Predict function, optionally with arguments: "sample(top_k=100)".
     num: Number of images.
     seed: Seed of the draws.
     label: Class of all images; None for the classes of the training data.
@@ -122,7 +121,7 @@ def _write(name: str, images: np.ndarray) -> str:
 
 
 def define_flags():
-  """Defines the flags; called only if this module is the program."""
+  """Defines the command's flags; importing this module must not."""
   flags.DEFINE_string("workdir", None, "Directory of the run.")
   flags.DEFINE_string("pred", "sample", "Predict function, with arguments.")
   flags.DEFINE_integer("num", 16, "Number of images.", lower_bound=1)

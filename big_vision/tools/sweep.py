@@ -47,7 +47,7 @@ from big_vision import files
 from big_vision.run import metrics
 from big_vision.run import workdir as workdir_lib
 
-# Its presence in a workdir says that training ended there.
+# A file of this name marks a workdir in which training has ended.
 _FINISHED = "finished"
 _MAX_NAME = 120
 _CONFIG_FILE = '''\
@@ -128,7 +128,7 @@ def load_points(config: str, workdir: str,
 
 
 def _load_module(path: str):
-  """Imports the config file."""
+  """Imports the config file as a module."""
   if not os.path.isfile(path):
     raise config_lib.ConfigError(f"There is no config file {path}.")
   spec = importlib.util.spec_from_file_location("sweep_config", path)
@@ -154,7 +154,7 @@ def _read_sweep(module, path: str, arg: str) -> list[dict[str, Any]]:
 
 
 def _make_name(overrides: Mapping[str, Any]) -> str:
-  """A directory name that says what a point changes."""
+  """Makes a directory name that says what a point changes."""
   name = overrides.get("name") or ",".join(
       str(value) if key == "arg" else f"{key}={value}"
       for key, value in overrides.items()) or "default"
@@ -162,8 +162,8 @@ def _make_name(overrides: Mapping[str, Any]) -> str:
   name = re.sub(r"[^\w.,=+@-]+", "_", name).strip("._")
   if not name or len(name) > _MAX_NAME:
     raise config_lib.ConfigError(
-        f"The name {name!r} of a point must have 1 to {_MAX_NAME} letters; set "
-        "\"name\".")
+        f"The name {name!r} of a point must have 1 to {_MAX_NAME} characters; "
+        "set \"name\".")
   return name
 
 
@@ -182,7 +182,7 @@ def _fill(overrides, workdirs, seed):
 
 
 def _make_config(module, base_arg, overrides, seed):
-  """The config of a point, before it is resolved."""
+  """Makes the config of a point, before it is resolved."""
   overrides = dict(overrides)
   overrides.pop("name", None)
   arg = ",".join(filter(None, [base_arg, overrides.pop("arg", None)]))
@@ -258,8 +258,8 @@ def _command(point: Point) -> list[str]:
 def _run(command: Sequence[str]) -> tuple[int, int]:
   """Runs a command; returns its exit code and the signal that stopped it.
 
-  The command runs in a session of its own and gets SIGINT and SIGTERM from here
-  only, once, so that it has the time to save its state.
+  The command runs in a session of its own and gets SIGINT and SIGTERM only from
+  this function, and only once, so that it has time to save its state.
   """
   received = []
   with contextlib.ExitStack() as stack:
@@ -288,8 +288,8 @@ def tabulate(points: Sequence[Point], patterns: Sequence[str]) -> list[Row]:
     patterns: Names of metrics, or shell patterns such as "test/*".
 
   Returns:
-    Rows ordered by point, then by pattern, then by name, numbers in names by
-    value.
+    Rows ordered by point, then by pattern, then by name, with numbers in names
+    compared by value.
   """
   found = {}
   for point in filter(_is_finished, points):
@@ -306,7 +306,7 @@ def tabulate(points: Sequence[Point], patterns: Sequence[str]) -> list[Row]:
 
 
 def _select(names, patterns):
-  """The names that match, in the order of the patterns."""
+  """Returns the names that match, in the order of the patterns."""
   natural = lambda name: [
       int(part) if part.isdigit() else part
       for part in re.split(r"(\d+)", name)]
@@ -316,7 +316,7 @@ def _select(names, patterns):
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-  """A table with a line for each point and a column for each metric."""
+  """Formats a table with a line for each point and a column for each metric."""
   points = list(dict.fromkeys(row.point for row in rows))
   names = list(dict.fromkeys(row.metric for row in rows))
   cells = {(row.point, row.metric): _format(row.values) for row in rows}
@@ -334,7 +334,7 @@ def _format(values):
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-  """A line for each point and metric: mean, minimum, maximum, count."""
+  """Formats a line for each point and metric: mean, minimum, maximum, count."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(["point", "metric", "mean", "min", "max", "num_seeds"])

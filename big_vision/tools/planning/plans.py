@@ -1,4 +1,4 @@
-"""Compiles every phase of a run, and bounds the time that it takes."""
+"""Compiles every phase of a run, and bounds the time of its steps."""
 
 from collections.abc import Mapping
 import re
@@ -81,7 +81,7 @@ def check_fits(plan: Plan, hardware: targets.Hardware) -> None:
   """Checks that the largest phase fits, where its memory is known.
 
   Raises:
-    DoesNotFitError: It does not.
+    DoesNotFitError: It does not fit.
   """
   if hardware.chip is None or not hardware.is_target:
     return

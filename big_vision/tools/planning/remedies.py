@@ -1,4 +1,4 @@
-"""Changes of a config that may make its step fit into memory."""
+"""Lists changes of a config that may make its step fit into memory."""
 
 import copy
 from typing import Any
@@ -11,8 +11,8 @@ def list_remedies(
   """Lists changes that may make a step fit, the mildest first.
 
   Returns:
-    (description, {key: new value}); changes without effect on this config, or
-    with that of an earlier remedy, are left out.
+    (description, {key: new value}); changes that have no effect on this config,
+    or the same effect as an earlier one, are left out.
   """
   fsdp = {"sharding_strategy": None, "sharding_preset": "fsdp"}
   found = [("sharding_preset='fsdp'", fsdp)]

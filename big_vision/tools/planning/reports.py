@@ -14,8 +14,8 @@ from big_vision.tools.planning import sizes
 _STORAGE = 0.5e9
 
 TABLE_HEAD = (
-    "| config | slice | peak memory | GFLOP an example | GB accessed a chip | "
-    "GB over its links | step time |\n|---|---|---|---|---|---|---|")
+    "| config | slice | peak memory | GFLOP per example | "
+    "GB accessed per chip | GB over its links | step time |\n|---|---|---|---|---|---|---|")
 
 
 def report(plan: plans.Plan, hardware: targets.Hardware,
@@ -39,7 +39,7 @@ def report(plan: plans.Plan, hardware: targets.Hardware,
   for name, total, on_device in sizes.entry_bytes(built):
     yield f"  {name:<12} {sizes.format_bytes(on_device):>12}   " \
           f"(all of it: {sizes.format_bytes(total)})"
-  yield "  where it is, per device (the largest; * stands for numbers):"
+  yield "  the largest parts of it, per device (* stands for any number):"
   yield from (f"    {line}" for line in sizes.placement_lines(built))
 
   for phase in plan.phases:
@@ -77,7 +77,7 @@ def _program_lines(phase, hardware, batch_size) -> Iterator[str]:
            "whose temporaries are not this chip's")
   num_devices = len(hardware.devices)
   yield f"  arithmetic   {phase.flops / num_devices / 1e12:>9.3f} TFLOP   " \
-        f"({phase.flops / batch_size / 1e9:,.2f} GFLOP an example, " \
+        f"({phase.flops / batch_size / 1e9:,.2f} GFLOP per example, " \
         "forward, backward and recomputed)"
   yield from _collective_lines(program)
 

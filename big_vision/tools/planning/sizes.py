@@ -1,4 +1,4 @@
-"""Sizes of a run's state, whole and on one device."""
+"""Computes the sizes of a run's state, whole and on one device."""
 
 import collections
 from collections.abc import Iterator
