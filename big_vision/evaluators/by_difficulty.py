@@ -84,8 +84,7 @@ class Evaluator:
 def _measure(
     state, batch, rng, *, predict_fn: Callable, key: str, label_key: str,
     mask_key: str | None, measure_path: str | None):
-  """Returns {metric: (sums [b], counts [b])}, difficulties, and valid
-  examples."""
+  """Returns {metric: (sums [b], counts [b])}, and what `run` checks."""
   logits, out = predict_fn(state, batch, rng=rng)
   b = len(batch["_mask"])
   difficulty = harness.get_from_batch(batch, key, "key")

@@ -21,23 +21,23 @@ __all__ = [
 
 
 def fit(loaded: Mapping, init, dont_load: Sequence[str], source: str) -> dict:
-  """Returns the loaded array for every leaf of `init`, after checking all.
+  """Returns the loaded arrays in the structure of `init`, after checking them.
 
   Args:
-    loaded: nested dict of NumPy arrays.
-    init: the model's parameters, as jax.ShapeDtypeStruct or arrays.
-    dont_load: regexes; a name (as in `init`) that one matches as a whole is
-      not taken from `loaded`, whether or not it is there.
-    source: name of the file that `loaded` is from, for messages.
+    loaded: Nested dict of NumPy arrays.
+    init: The model's parameters, as jax.ShapeDtypeStruct or arrays.
+    dont_load: Regexes of names to leave out. Where one matches a whole name,
+      the leaf of `init` stays, and `loaded` may or may not have one.
+    source: Name of the file that `loaded` is from, for messages.
 
   Returns:
-    The structure of `init` with NumPy arrays, cast to the model's dtype; where
-    `dont_load` says so, with the leaf of `init` itself.
+    The structure of `init` with NumPy arrays, cast to the model's dtypes, and
+    the leaves of `init` itself for names in `dont_load`.
 
   Raises:
-    ValueError: names are on one side only, shapes or kinds of numbers
-      (integers for floats) differ, or a regex matches nothing. One message
-      lists all such problems.
+    ValueError: Names are only in the file or only in the model, shapes or kinds
+      of numbers (integers for floats) differ, or a regex matches nothing. One
+      message lists all such problems.
   """
   wanted = dict(tree.flatten_with_names(init))
   there = dict(tree.flatten_with_names(loaded))
@@ -72,7 +72,7 @@ def fit(loaded: Mapping, init, dont_load: Sequence[str], source: str) -> dict:
 
 
 def _same_kind(a, b):
-  """Whether casting from a to b changes at most the precision."""
+  """Returns whether casting from a to b changes only the precision."""
   return a == b or (
       jnp.issubdtype(a, jnp.floating) and jnp.issubdtype(b, jnp.floating))
 
@@ -85,20 +85,20 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
          dont_load: Sequence[str] = ()) -> dict:
   """Loads the parameters of a file and fits them to a model.
 
-  This is the `load` of models without published weights or older names.
+  Models without published weights or older parameter names use it directly.
 
   Args:
-    init_params: the model's parameters, as jax.ShapeDtypeStruct or arrays.
-    init_file: file of weights, see `read`.
-    model_cfg: the model's arguments; not used here.
-    dont_load: regexes of the model's names to leave out, like "head/.*".
+    init_params: The model's parameters, as jax.ShapeDtypeStruct or arrays.
+    init_file: File of weights, see `read`.
+    model_cfg: The model's arguments; not used here.
+    dont_load: Regexes of the model's names to leave out, like "head/.*".
 
   Returns:
     The structure of `init_params`: NumPy arrays, and the given leaf wherever
     `dont_load` leaves a name out.
 
   Raises:
-    ValueError: the file does not fit, see `fit`.
+    ValueError: The file does not fit, see `fit`.
   """
   del model_cfg  # `init_params` has all that is needed.
   return fit(read(find(init_file, {})), init_params, dont_load, init_file)
@@ -108,7 +108,7 @@ def find(name: str, published: Mapping[str, str]) -> str:
   """Returns the file of a published checkpoint; a path is returned unchanged.
 
   Args:
-    name: key of `published`, or path of a file.
+    name: Key of `published`, or path of a file.
     published: {name: path} of published checkpoints.
 
   Raises:
@@ -118,5 +118,5 @@ def find(name: str, published: Mapping[str, str]) -> str:
     raise ValueError(
         f"{name!r} is neither an .npz or .safetensors file nor the name of a "
         f"published checkpoint{config_lib.nearest(name, published)}. Published "
-        f"are {sorted(published)}.")
+        f"checkpoints are {sorted(published)}.")
   return published.get(name, name)

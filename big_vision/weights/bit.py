@@ -36,10 +36,10 @@ def _find(init_file: str, model_cfg: Mapping[str, Any]) -> str:
   depth, width = model_cfg.get("depth", 50), model_cfg.get("width", 1)
   if (depth, width) not in _PAPER_SIZES:
     raise ValueError(
-        f"There is {init_file!r} of the (depth, width) {_PAPER_SIZES}; the "
-        f"model has {(depth, width)}.")
+        f"{init_file!r} was published for the (depth, width) {_PAPER_SIZES}; "
+        f"the model has {(depth, width)}.")
   upstream, downstream = match.groups(default="")
-  # Files call the dataset differently than TFDS.
+  # The files do not call the dataset by its name in TFDS.
   downstream = re.sub("^-imagenet2012$", "-ILSVRC2012", downstream)
   return f"{_BUCKET}BiT-{upstream}-R{depth}x{width:g}{downstream}.npz"
 
@@ -95,10 +95,11 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
          dont_load: Sequence[str] = ()) -> dict:
   """Loads like `weights.load`, and also TensorFlow and published files.
 
-  `init_file` may be one of VANITY_NAMES; or the name of one of the paper's
-  files, of which the one for the depth and width in `model_cfg` is read: "S" or
-  "M" (pre-trained on ILSVRC-2012 or ImageNet-21k), "M-imagenet2012" or
-  "M-run0-caltech101" (then fine-tuned; the latter is the first of three runs).
+  `init_file` may be one of VANITY_NAMES; or a name of the paper's files, in
+  which case the file for the depth and width in `model_cfg` is read: "S" or "M"
+  (pre-trained on ILSVRC-2012 or ImageNet-21k), "M-imagenet2012" or
+  "M-run0-caltech101" ("M", fine-tuned on that dataset; run0 is the first of
+  three runs).
   """
   params = fix_old_params(weights.read(_find(init_file, model_cfg)))
   return weights.fit(params, init_params, dont_load, init_file)

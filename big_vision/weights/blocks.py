@@ -1,4 +1,4 @@
-"""Converts the weights of models with `scan` to those without, and back."""
+"""Converts weights between models with `scan` and models without it."""
 
 from collections.abc import Mapping
 import re

@@ -1,4 +1,4 @@
-"""Files of weights: `.npz` and `.safetensors`, local or remote.
+"""Reads files of weights: `.npz` and `.safetensors`, local or remote.
 
 Names in them are "/"-joined paths. Files that would need unpickling are
 refused.
@@ -24,7 +24,7 @@ _SAFETENSORS_DTYPES = {
 
 
 def is_path(name: str) -> bool:
-  """Whether `name` is a path that `read` accepts."""
+  """Returns whether `name` is a path that `read` accepts."""
   return _PATH.fullmatch(name) is not None
 
 

@@ -1,7 +1,7 @@
 """Published weights of ViTs, and how to load them.
 
-Files have parameters under older names, with or without a stack of blocks, and
-position embeddings for another grid of patches.
+The files may have parameters under older names, with or without a stack of
+blocks, and position embeddings for another grid of patches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,7 +102,7 @@ def _renumber(params: Mapping) -> dict:
 
 
 def _has_cls_posemb(num_there: int, num_patches: int, file_posemb_grid):
-  """Whether the first position embedding of a file is the class token's.
+  """Returns whether a file's first position embedding is the class token's.
 
   Raises:
     ValueError: it is ambiguous; names the argument that decides.
@@ -151,10 +151,10 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
   """Loads a ViT's parameters: renames, stacks and resamples as needed.
 
   Args:
-    init_params: the model's parameters, as jax.ShapeDtypeStruct or arrays.
-    init_file: one of VANITY_NAMES, or a file, see `weights.read`.
-    model_cfg: the model's arguments; not used here.
-    dont_load: regexes of the model's names to leave out, like "head/.*".
+    init_params: The model's parameters, as jax.ShapeDtypeStruct or arrays.
+    init_file: One of VANITY_NAMES, or a file, see `weights.read`.
+    model_cfg: The model's arguments; not used here.
+    dont_load: Regexes of the model's names to leave out, like "head/.*".
     posemb_grid: (height, width) in patches of the model's images.
     file_posemb_grid: (height, width) in patches of the file's images. With
       neither grid, embeddings are used unchanged if their number is that of the
@@ -165,7 +165,7 @@ def load(init_params, init_file: str, model_cfg: Mapping[str, Any],
     `dont_load` leaves a name out.
 
   Raises:
-    ValueError: the file does not fit, see `weights.fit`.
+    ValueError: The file does not fit, see `weights.fit`.
   """
   del model_cfg  # `init_params` has all that is needed.
   params = fix_old_params(

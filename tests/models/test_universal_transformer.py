@@ -724,5 +724,6 @@ def test_loading_round_trip(tmp_path):
   assert loaded.pop("head")["kernel"] is shapes["head"]["kernel"]
   params.pop("head")
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
-  with pytest.raises(ValueError, match=r"'B/16'.*Published are \[\]"):
+  with pytest.raises(
+      ValueError, match=r"'B/16'.*Published checkpoints are \[\]"):
     ut.load(shapes, "B/16", IMAGES)

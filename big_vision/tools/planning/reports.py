@@ -15,7 +15,8 @@ _STORAGE = 0.5e9
 
 TABLE_HEAD = (
     "| config | slice | peak memory | GFLOP per example | "
-    "GB accessed per chip | GB over its links | step time |\n|---|---|---|---|---|---|---|")
+    "GB accessed per chip | GB over its links | step time |\n"
+    "|---|---|---|---|---|---|---|")
 
 
 def report(plan: plans.Plan, hardware: targets.Hardware,
