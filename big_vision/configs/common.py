@@ -19,7 +19,7 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
     The defaults, updated with what `arg` sets.
 
   Raises:
-    ConfigError: a name is unknown, or a value does not have its default's type.
+    ConfigError: A name is unknown, or a value does not have its default's type.
   """
   values = ml_collections.ConfigDict(defaults, type_safe=False)
   for piece in _split_outside_quotes(arg or ""):

@@ -1,5 +1,5 @@
 # pylint: disable=line-too-long
-"""Input and evaluators that the configs for ImageNet have in common.
+"""Makes the input and evaluators that the configs for ImageNet share.
 
 All functions return plain dicts, which a config may change further.
 """

@@ -9,7 +9,8 @@ COMMAND
 EXPECTED (2 CPU cores)
   91.6 % on the test set (one run), in 64 min while other programs used the cores
   too. At the speed measured without them, 390 images/s, it would be 51 min.
-  Both without the evaluators "train" and "knn", which were added later.
+  Both times are without the evaluators "train" and "knn", which were added
+  later.
 
 The evaluator "train" measures the loss on training images without augmentation,
 "knn" the representation, by the labels of the 20 nearest training images.

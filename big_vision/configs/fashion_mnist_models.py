@@ -5,8 +5,8 @@ The argument `model` is vit, mixer, resnet, ut (a Universal Transformer, which
 decides for each token when to halt) or performer (784 tokens, one for each
 pixel; FAVOR+ attention). All see the same images in the same order and have the
 same optimizer, with the learning rate and weight decay that were tuned for the
-ViT in `fashion_mnist.py`. The number of steps is such that the matrix products
-and convolutions of a run cost as much as `epochs` epochs of the ViT.
+ViT in `fashion_mnist.py`. The number of steps is chosen so that the matrix
+products and convolutions of a run cost as much as `epochs` epochs of the ViT.
 
 `ponder` is the weight of the Universal Transformer's ponder cost: the larger it
 is, the fewer steps tokens take. Their mean number is logged as

@@ -19,8 +19,8 @@ EXPECTED (one CPU core, 5 to 10 min a run)
               tokens of texts of 11 to 20, 48 % are right.
     addition  1 to 4 digits: 98.9 %. 5 to 8: 0.1 %.
               Trained on 1 to 10 digits for 3,000 steps: 12.7 %.
-  So the model learns for any length where to look if it is always the same
-  distance away, and hardly if it depends on where the text ends. In these runs
+  So the model learns for any length to look a fixed distance away, and hardly
+  learns to look at a place that depends on where the text ends. In these runs
   the ponder cost was the mean over all tokens of a batch; since then it is the
   mean over examples of the mean over their tokens.
 

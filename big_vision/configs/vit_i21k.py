@@ -18,9 +18,9 @@ oxford_iiit_pet; `fewshot=False` leaves it out. A step that is not finite rolls
 the run back to its last checkpoint, at most twice.
 
 Arguments: variant, batch_size, epochs, dtype (of activations), preset (of
-sharding), split (number of devices along a second axis of the mesh, for fsdp of
-arrays whose sizes the number of all devices does not divide), remat (a
-rematerialization policy; blocks are then scanned), fewshot, runlocal (a few
+sharding), split (number of devices along a second mesh axis, so that fsdp also
+splits arrays whose sizes are not multiples of the number of all devices), remat
+(a rematerialization policy; blocks are then scanned), fewshot, runlocal (a few
 steps of a tiny model).
 """
 

@@ -17,8 +17,8 @@ steps.
 The schedule is that of the paper: Adam with epsilon 1e-7, batches of 4,096 rays,
 a learning rate that falls exponentially from 5e-4 to 5e-5 over 250k steps, 64
 coarse and 128 additional fine samples. Rays are drawn from all training images,
-like "all_images" in JaxNeRF; the published code draws those of a step from one
-image, and at first from its centre.
+like "all_images" in JaxNeRF; the published code draws the rays of a step from
+one image, at first from its centre.
 """
 
 from big_vision import config as config_lib

@@ -7,9 +7,10 @@ that number is the answer. Models are trained on chains of up to 4 hops and
 tested on up to 8.
 
 The Universal Transformer takes up to `steps` steps and pays `ponder` for each;
-the number of steps it takes is measured by the number of hops. A high price
-slows learning down if it is charged from the start. So the model first learns to
-follow chains at a low price, then the second command teaches it to save steps.
+the number of steps it takes is measured separately for each number of hops. A
+high price slows learning down if it is charged from the start. So the model
+first learns to follow chains at a low price, then the second command teaches it
+to save steps.
 
 COMMAND
   bash run.sh big_vision.train --config big_vision/proj/pvr/configs/compositional.py:model=ut --workdir workdirs/pvr_ut
