@@ -8,8 +8,8 @@ COMMAND
   bash run.sh big_vision.train --config big_vision/configs/quickstart.py:data=PATH/TO/FOLDER --workdir workdirs/mine
 
 EXPECTED (digits, 2 CPU cores)
-  98.6 % on the held-out digits (98.61 % for each of the seeds 0, 1, 2), in 1
-  min 27 s; 2 min 40 s to 3 min 36 s while other programs used the cores too.
+  98.6 % on the held-out digits (98.61 % for each of the seeds 0, 1, 2), in
+  1 min 27 s; 2 min 40 s to 3 min 36 s while other programs used the cores too.
 
 Arguments: data ("digits" or a folder), epochs, and size (of the images, in
 pixels). The defaults of the last two depend on the data. The digits are the
