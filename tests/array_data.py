@@ -1,4 +1,4 @@
-"""Data for evaluators without files: loaders over arrays in memory."""
+"""Serves arrays in memory to evaluators, in place of files."""
 
 from big_vision.evaluators import harness
 import jax
@@ -9,7 +9,7 @@ import pytest
 
 
 def assert_is_key(rng):
-  """For predict functions: evaluators must pass one key per batch."""
+  """Asserts, in a predict function, that it was given one key per batch."""
   assert jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key)
   assert rng.shape == ()
 
@@ -21,7 +21,7 @@ class ArrayPipeline:
     self.num_examples = len(next(iter(arrays.values())))
     self.class_names = None
     self.num_passes = 0
-    self.batches = []  # Every batch handed out, to look at afterwards.
+    self.batches = []  # Every batch that was handed out, for tests to inspect.
     self._arrays = arrays
     self._batch_size = batch_size
     self._sharding = sharding
@@ -51,7 +51,7 @@ def batch_sharding():
 
 @pytest.fixture
 def serve(monkeypatch):
-  """Makes loaders open arrays: after serve({"x": arrays}), data={"name": "x"}.
+  """Makes loaders open arrays: serve({"x": arrays}) makes data={"name": "x"}.
 
   "name/split" is the key of a data set with splits. Returns the dict of opened
   pipelines.
@@ -71,7 +71,7 @@ def serve(monkeypatch):
 
 @pytest.fixture
 def loader(batch_sharding):
-  """A loader of batches of 16 on 8 devices."""
+  """Returns a loader of batches of 16 on 8 devices."""
   return harness.Loader(batch_sharding, 16)
 
 

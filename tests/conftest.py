@@ -1,4 +1,4 @@
-"""Tests run on 8 simulated CPU devices; set before jax is imported."""
+"""Runs tests on 8 simulated CPU devices, set before jax is imported."""
 
 import fcntl
 import io
@@ -85,10 +85,10 @@ def _make_imagenet_like(directory):
 
 @pytest.fixture(scope="session")
 def imagenet_like(tmp_path_factory):
-  """A TFDS directory with generated ImageNet-shaped records.
+  """Returns a TFDS directory with generated ImageNet-shaped records.
 
-  Made once for all of pytest's workers. Without workers the folder outlives the
-  session, so that its name must change with the code that fills it.
+  It is made once for all of pytest's workers. Without workers, the folder
+  outlives the session, so its name must change with the code that fills it.
   """
   version = zlib.crc32(pathlib.Path(__file__).read_bytes())
   root = tmp_path_factory.getbasetemp().parent / f"imagenet_like_{version:08x}"
@@ -103,7 +103,7 @@ def imagenet_like(tmp_path_factory):
 
 @pytest.fixture
 def bucket(monkeypatch):
-  """The address of an object store in memory, which cannot rename or append."""
+  """Returns the address of a store in memory that cannot rename or append."""
   from etils.epath import gpath
   from fsspec.implementations import memory
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def images():
-  """Makes noise, few dark colours, one grey, and one grey but for one pixel."""
+  """Makes images: noise, few dark colours, grey, and grey but for one pixel."""
   rng = np.random.default_rng(0)
   dark = rng.integers(30, 90, (15, 17, 3)) // 7 * 7
   almost = np.full((15, 17, 3), 50)

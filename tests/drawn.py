@@ -1,4 +1,4 @@
-"""Models in tests: parameters drawn by name, programs compiled once."""
+"""Draws models' parameters by name, and compiles programs once, for tests."""
 
 import functools
 
@@ -6,22 +6,22 @@ from big_vision import tree
 import jax
 import numpy as np
 
-# In patches of 4 x 2 these are 2 x 3. Nothing is square, so that transposed
+# Patches of 4 x 2 make a grid of 2 x 3. Nothing is square, so that transposed
 # axes do not go unnoticed.
 IMAGE_SHAPE = (3, 8, 6, 3)
 
-# Programs of tests run once: compiling them is what takes time.
+# Programs of tests run only once, so nearly all of their time is compilation.
 jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def image(shape=IMAGE_SHAPE):
-  """float32 of that shape in [-1, 1), always the same numbers."""
+  """Returns float32 of a shape in [-1, 1), the same numbers at every call."""
   return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
 
 
 def shapes(model, *inputs):
-  """jax.ShapeDtypeStruct of each parameter; without `inputs`, for `image()`."""
+  """Returns parameters as jax.ShapeDtypeStruct; by default, for an image."""
   return _shapes(model, *(
       jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs or (image(),)))
 
@@ -32,7 +32,7 @@ def _shapes(model, *specs):
 
 
 def params(model, *inputs, scale=0.4):
-  """Parameters none of which is zero or one, by name and not by order."""
+  """Draws parameters by their names, not their order; none is zero or one."""
   def draw(name, leaf):
     rng = np.random.default_rng(sum(map(ord, name)))
     around = 1.0 if name.endswith("scale") else 0.0
@@ -42,10 +42,10 @@ def params(model, *inputs, scale=0.4):
 
 @functools.cache
 def compiled(model, **kw):
-  """`model.apply` with these keyword arguments."""
+  """Compiles `model.apply` with these keyword arguments."""
   return jit(functools.partial(model.apply, **kw))
 
 
 def apply(model, weights, *inputs, **kw):
-  """What the model returns, as NumPy arrays."""
+  """Returns the model's output as NumPy arrays."""
   return jax.device_get(compiled(model, **kw)({"params": weights}, *inputs))

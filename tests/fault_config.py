@@ -1,4 +1,4 @@
-"""A shorter tiny run, with a fault that an environment variable asks for.
+"""A short tiny run, with a fault that an environment variable asks for.
 
 The variables are not part of the config, so the run can resume without a fault:
 
@@ -63,7 +63,7 @@ def get_config(arg=None):
 
 
 def _register_ops():
-  """Registers ops that take long, or for ever."""
+  """Registers ops that take a long time, or never end."""
   from big_vision.pp import registry
   import tensorflow as tf
 

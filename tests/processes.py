@@ -1,4 +1,4 @@
-"""Starts the command in real processes; for tests that signal and kill them."""
+"""Starts commands in real processes, for tests that signal and kill them."""
 
 import atexit
 import json
@@ -39,7 +39,7 @@ def environ(**env):
 
 
 def start_command(command, cwd=ROOT, **kw):
-  """Starts any command. Not with a pipe, which long stack traces would fill."""
+  """Starts any command. Its output is a file, as stacks could fill a pipe."""
   with tempfile.NamedTemporaryFile(delete=False) as log:
     process = subprocess.Popen(
         command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, **kw)
@@ -85,7 +85,7 @@ def finish(process, code=0, timeout=240):
 
 
 def rows(workdir):
-  """Returns the rows of a run, without what depends on the clock."""
+  """Returns the rows of a run, without values that depend on the clock."""
   path = pathlib.Path(workdir) / "metrics.jsonl"
   lines = path.read_text().splitlines() if path.exists() else []
   return [{k: v for k, v in json.loads(line).items() if not k.startswith(TIMES)}
@@ -135,11 +135,11 @@ def assert_same(expected_workdir, workdir):
 
 
 def assert_close(expected_workdir, workdir):
-  """Asserts losses equal to 1e-5, equal accuracies, and each step once."""
+  """Asserts losses equal to 1e-5, equal accuracies, and no step twice."""
   for theirs, ours in zip(rows(expected_workdir), rows(workdir), strict=True):
     assert set(ours) == set(theirs)
     for key, value in ours.items():
-      if "/prec@" in key:  # Evaluators' only: training mixes labels.
+      if "/prec@" in key:  # Only of evaluators: training mixes labels.
         assert value == theirs[key], key
       np.testing.assert_allclose(
           value, theirs[key], rtol=1e-5, atol=1e-5, err_msg=key)

@@ -1,4 +1,4 @@
-"""Starts every benchmark with --help, and tests how times are taken."""
+"""Starts every benchmark with --help, and tests how times are measured."""
 
 import pathlib
 import subprocess

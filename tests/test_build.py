@@ -1,4 +1,4 @@
-"""Tests of build.py: what a config's keys reach."""
+"""Tests that a config's keys reach the parts they are meant for."""
 
 from big_vision import build as build_lib
 from big_vision import config as config_lib
@@ -23,7 +23,7 @@ def test_evaluators_draw_from_the_seed_of_the_run():
     ({"model_load": dict(dont_load=["head/kernel"])}, "model_load.*model_init"),
     ({"keep_best": dict(mode="min")}, "keep_best.*'metric'"),
     ({"profile": dict(num_steps=3)}, "profile.*'first_step'")])
-def test_options_without_what_they_are_for_are_errors(changes, words):
+def test_options_without_effect_are_errors(changes, words):
   config = _config(**changes)
   with pytest.raises(config_lib.ConfigError, match=words):
     build_lib.loop_options(config, build_lib.build(config).info)

@@ -1,4 +1,4 @@
-"""Keys that are unread, unknown or of the wrong type are errors."""
+"""Tests that unread or unknown keys and values of the wrong type are errors."""
 
 import json
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-# Argument and changes with which a config fits the generated data.
+# The argument and changes that fit a config to the generated data.
 FULL = {
     "vit_s16_i1k": (None, {}),
     "vit_i1k": (None, {}),
@@ -34,9 +34,9 @@ FULL = {
     "sequences": ("task=addition", {}),
     "proj.pvr.configs.compositional": (None, {}),
 }
-# Projects whose tests have such a list of their own.
+# Projects whose own tests build and train their configs.
 OWN_TESTS = ("proj.nerf.", "proj.vqgan.")
-# Arguments that make another model or task.
+# Arguments that select another model or task.
 MORE = [
     ("fashion_mnist_models", "model=mixer"),
     ("fashion_mnist_models", "model=resnet"),

@@ -1,6 +1,6 @@
-"""Real faults: signals, hangs, lost processes, bad records.
+"""Causes real faults: signals, hangs, lost processes, bad records.
 
-Others are tested elsewhere: kill -9 and signals between steps in
+Other faults are tested elsewhere: kill -9 and signals between steps in
 test_train_processes.py, full disks, flipped bits and kill -9 while saving in
 test_checkpoint_faults.py, NaN in test_train.py.
 """
@@ -99,7 +99,7 @@ def test_sigterm_to_one_of_two_while_evaluating(finished, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_both_of_two_between_evaluations(tmp_path):
-  """As SLURM does it; orbax also asks jax's service at which step to stop."""
+  """SLURM sends signals so; orbax too asks jax's service when to stop."""
   both = processes.start_several(
       tmp_path, config=f"{CONFIG}:evals=2,steps=4000")
   try:
@@ -131,7 +131,7 @@ def test_sigterm_while_compiling(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_while_saving(finished, tmp_path):
-  """The checkpoint being saved is finished; the last step's follows."""
+  """The checkpoint in progress is finished, and then the last step is saved."""
   config = f"{CONFIG}:evals=2"
   process = processes.start(tmp_path, config=config)
   processes.wait_until(
@@ -175,7 +175,7 @@ _LIMITED = f"{CONFIG}:watchdog={{'data_s': 6, 'step_s': 40, 'peer_s': 8}}"
 
 
 @pytest.mark.slow
-def test_a_peer_that_lives_and_does_not_move(tmp_path):
+def test_a_peer_that_is_alive_but_stuck(tmp_path):
   """jax never notices; the watchdog ends both, which name the culprit."""
   both = processes.start_several(
       tmp_path, config=_LIMITED, env=({}, {"FAULT_DATA": "24"}))
@@ -189,7 +189,7 @@ def test_a_peer_that_lives_and_does_not_move(tmp_path):
   assert all("most recent call first" in output for output in outputs)
 
 
-def _in_the_middle(tmp_path, lost, number):
+def _send_to_one_of_two(tmp_path, lost, number):
   """Sends a signal to one of two processes in the middle of a run.
 
   Returns:
@@ -209,7 +209,7 @@ def _in_the_middle(tmp_path, lost, number):
 @pytest.mark.parametrize("number", [
     signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_peer_that_is_killed_or_stopped(tmp_path, number):
-  other, output = _in_the_middle(tmp_path, 1, number)
+  other, output = _send_to_one_of_two(tmp_path, 1, number)
   assert other.returncode == HUNG, output
   assert re.search(
       r"Process 1 has given no sign of life for \d+ s.*"
@@ -220,7 +220,7 @@ def test_a_peer_that_is_killed_or_stopped(tmp_path, number):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_the_first_process_is_killed_or_stopped(tmp_path, number):
   """jax's coordination service ends with it, which may end others first."""
-  other, output = _in_the_middle(tmp_path, 0, number)
+  other, output = _send_to_one_of_two(tmp_path, 0, number)
   assert other.returncode in (HUNG, -signal.SIGABRT), output
   if other.returncode == HUNG:
     assert "Process 0 has given no sign of life" in output
@@ -269,7 +269,7 @@ def test_two_processes_skip_data_that_is_not_finite_as_one_does(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_on_other_devices_and_processes(tmp_path):
-  """From heads and MLPs split over 4, to fsdp on 2, to fsdp on 8 devices."""
+  """Goes from heads and MLPs split over 4 devices to fsdp on 2, then on 8."""
   config = f"{CONFIG}:steps=16,evals=1"
   whole, workdir = tmp_path / "whole", tmp_path / "workdir"
   processes.finish(processes.start(whole, config=config))
@@ -324,7 +324,7 @@ def test_surroundings_do_not_change_numbers(finished, tmp_path):
 
 @pytest.mark.slow
 def test_kill_9_twenty_times_at_random_moments(finished, tmp_path):
-  """While it starts, restores, trains, evaluates and saves."""
+  """The kills hit a run that starts, restores, trains, evaluates or saves."""
   config, generator = f"{CONFIG}:evals=2", random.Random(0)
   start = time.monotonic()
   processes.finish(processes.start(tmp_path / "timed", config=config))

@@ -1,4 +1,4 @@
-"""Files that survive a power cut, on disk and in an object store."""
+"""Tests the order of writes and syncs on a disk, and files in object stores."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Transformers of value_and_grad against the whole batch and closed forms."""
+"""Tests transformers of value_and_grad by whole batches and closed forms."""
 
 from big_vision import config as config_lib
 from big_vision import gradients
@@ -9,7 +9,7 @@ import pytest
 
 
 def _linear_problem():
-  """(value_and_grad, params, batch) of a regression on 12 examples."""
+  """Returns (value_and_grad, params, batch) of a regression on 12 examples."""
   def loss(params, batch, rng):
     del rng
     error = batch["x"] @ params["w"] - batch["y"]
@@ -117,6 +117,6 @@ def test_the_config_says_how_many_parts():
   assert set(sizes) == {4}
 
 
-def test_a_loss_is_a_mean_over_examples_or_not():
+def test_an_unknown_mean_over_is_an_error():
   with pytest.raises(ValueError, match="mean_over is 'tokens'.*'examples'"):
     gradients.from_config({}, mean_over="tokens")

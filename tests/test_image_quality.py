@@ -1,4 +1,4 @@
-"""PSNR and SSIM against scikit-image, sharpness against a loop."""
+"""Compares PSNR and SSIM with scikit-image, and sharpness with a loop."""
 
 from big_vision import image_quality
 import numpy as np
@@ -22,7 +22,7 @@ def test_psnr_is_computed_for_each_image():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_ssim(channels):
+def test_ssim_equals_that_of_scikit_image(channels):
   measure = pytest.importorskip("skimage.metrics")
   a, b = A[..., :channels], B[..., :channels]
   np.testing.assert_allclose(

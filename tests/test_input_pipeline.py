@@ -1,4 +1,4 @@
-"""Batches: order, resuming, hosts, mixtures, damage, evaluation."""
+"""Tests the order, hosts, mixtures, damage and evaluation of batches."""
 
 import itertools
 import os
@@ -110,7 +110,7 @@ def test_any_mesh_gets_the_same_batches(tmp_path, where):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_any_number_of_hosts_gets_the_same_batches(
     tmp_path, monkeypatch, hosts):
-  """Each host makes its devices' rows; joined they are the batch."""
+  """Each host makes its devices' rows, which together form the batch."""
   data, devices = _npz(tmp_path, 30), jax.devices()
   expected = _take(_training(data), 2)
   where = _sharding()
@@ -174,8 +174,8 @@ def test_mixtures_keep_their_weights_and_cover_every_source(tmp_path):
       np.concatenate([ids[-400:], _ids(_take(make(), 1, first=25))]))
 
 
-def test_the_order_is_what_it_was(tmp_path):
-  """Committed orders: a change would alter every run that is resumed."""
+def test_the_order_equals_the_committed_one(tmp_path):
+  """A change of the order would alter every run that is resumed."""
   plain = _ids(_take(_training(_npz(tmp_path, 24)), 3))
   assert plain == [
       0, 7, 19, 21, 2, 4, 10, 23, 5, 14, 22, 13, 16, 15, 12, 9, 6, 3, 17, 18, 8,

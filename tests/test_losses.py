@@ -1,4 +1,4 @@
-"""Losses against loops over classes in float64."""
+"""Compares losses with loops over classes in float64."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Mixup and CutMix mix pixels and labels alike, on any number of devices."""
+"""Tests that mixup and CutMix mix pixels and labels alike on any devices."""
 
 from big_vision import config as config_lib
 from big_vision import mixing
@@ -12,7 +12,8 @@ PARTNER = [1, 0, 3, 2]
 
 
 def _batch(b=4, size=6):
-  # Pixels have their image's number as value, so that they show the mix.
+  # Every pixel has its image's number as value, which shows how images are
+  # mixed.
   image = jnp.broadcast_to(jnp.arange(b)[:, None, None, None] * 1.,
                            (b, size, size, 3))
   return {"image": image, "labels": jnp.eye(b), "other": jnp.arange(b)}
@@ -49,7 +50,7 @@ def test_cutmix_labels_are_the_area_of_the_box():
   assert min(weights) < 0.5 < max(weights)
 
 
-def test_mixup_and_cutmix_together_toss_a_coin():
+def test_every_step_picks_mixup_or_cutmix_at_random():
   mix = mixing.make({"p": 1.}, {"p": 1.})
   is_mixup = []
   for seed in range(12):
@@ -58,7 +59,7 @@ def test_mixup_and_cutmix_together_toss_a_coin():
   assert any(is_mixup) and not all(is_mixup)
 
 
-def test_no_communication_and_same_result_on_8_devices():
+def test_mixing_on_8_devices_needs_no_communication_and_changes_nothing():
   """Partners in a sharded batch are on the same device."""
   mesh = sharding.make_mesh()
   where = sharding.batch_sharding(mesh, sharding.default_rules(mesh))

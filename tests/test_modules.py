@@ -1,4 +1,4 @@
-"""How names in configs become modules, and which modules are refused."""
+"""Tests how names in configs become modules, and which modules are refused."""
 
 import sys
 

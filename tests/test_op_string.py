@@ -1,4 +1,4 @@
-"""Parsing of "op|op(args)"."""
+"""Tests the parsing of "op|op(args)"."""
 
 from big_vision import config as config_lib
 from big_vision import op_string

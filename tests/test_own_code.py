@@ -1,4 +1,4 @@
-"""A project in a directory of its own, on the Python path and nowhere else.
+"""Trains a project that is only in a directory on the Python path.
 
 It has a model, a trainer, an evaluator, a source, a preprocessing op and a
 config. It is trained, killed, resumed and evaluated by the usual commands, from
@@ -133,7 +133,7 @@ def get_config():
 
 @pytest.fixture
 def lab(tmp_path):
-  """Writes the project; returns what its commands need beside their flags."""
+  """Writes the project; returns the keyword arguments of its commands."""
   folder = tmp_path / "code" / "mylab"
   folder.mkdir(parents=True)
   (folder / "__init__.py").touch()
@@ -146,7 +146,7 @@ def lab(tmp_path):
 
 
 def _package():
-  """The files of this package, and when they were changed."""
+  """Returns the files of this package, and when they were changed."""
   return {path: path.stat().st_mtime_ns
           for path in (processes.ROOT / "big_vision").rglob("*")
           if path.is_file() and "__pycache__" not in path.parts}

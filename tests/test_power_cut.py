@@ -1,4 +1,4 @@
-"""A power cut: what was not synced is lost. Needs root and loop devices.
+"""Cuts the power of a disk: what was not synced is lost. Needs root rights.
 
 ext4 can be told to stop at once, without writing anything more to its disk.
 After mounting it again, it holds what a disk holds after a power cut.
@@ -71,7 +71,7 @@ def _is_committed(workdir, step):
 
 
 def test_what_was_not_synced_is_lost(disk):
-  """The oracle itself: a file that was only closed is not on the disk."""
+  """Tests the oracle itself: a file that was only closed is not on the disk."""
   (disk.path / "closed").write_text("content")
   with open(disk.path / "synced", "w", encoding="utf-8") as file:
     file.write("content")

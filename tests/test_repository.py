@@ -1,4 +1,4 @@
-"""Tests over the whole repository: what a fork breaks first."""
+"""Tests conventions of the whole repository, which a fork may break first."""
 
 import ast
 import importlib
@@ -59,7 +59,7 @@ def test_training_without_an_input_pipeline_needs_no_tensorflow():
 
 
 def _imports(path):
-  """Full names of the modules of this package that a file imports."""
+  """Yields the full names of this package's modules that a file imports."""
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom) and node.module:
       if node.module.split(".")[0] == "big_vision":
@@ -79,7 +79,7 @@ def _project(dotted_or_parts):
   return parts[place] if place < len(parts) else "?"
 
 
-def test_core_knows_no_project_and_projects_not_each_other():
+def test_only_a_project_imports_its_own_modules():
   for path in _files():
     own = _project(path.relative_to(ROOT).with_suffix("").parts)
     for name in _imports(path):
@@ -87,8 +87,8 @@ def test_core_knows_no_project_and_projects_not_each_other():
       assert theirs in (None, own), f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_lower_floors_do_not_know_upper_ones():
-  """models, losses, pp and datasets know nothing of training."""
+def test_lower_layers_do_not_import_upper_ones():
+  """Models, losses, pp and datasets know nothing about training."""
   upper = ("train", "build", "state", "task", "trainers", "evaluators", "tools",
            "run", "optim", "input_pipeline", "configs", "proj")
   for folder in ("layers", "models", "pp", "datasets"):
@@ -119,7 +119,7 @@ def test_no_modules_import_each_other_in_a_circle():
   assert not needs, f"These modules need each other: {sorted(needs)}"
 
 
-def test_models_holds_modules_with_a_model_and_layers_what_they_share():
+def test_models_define_a_model_and_layers_do_not():
   offered = modules.list_names("model")
   for path in sorted((PACKAGE / "models").glob("*.py")):
     assert path.stem == "__init__" or path.stem in offered, path.name
@@ -148,7 +148,7 @@ def test_tests_mirror_the_package():
 
 
 def _own_lines(node):
-  """Lines of a function, its docstring aside."""
+  """Returns a function's number of lines, without its docstring."""
   lines = node.end_lineno - node.lineno + 1
   first = node.body[0]
   if ast.get_docstring(node, clean=False) is not None:
@@ -174,7 +174,7 @@ def test_functions_are_short_or_say_why_not():
 
 
 def _prose_files():
-  """All files that people read: code, tests, pages."""
+  """Returns all files that people read: code, tests, pages."""
   output = subprocess.run(
       ["git", "ls-files", "--cached", "--others", "--exclude-standard",
        "*.py", "*.md"], cwd=ROOT, text=True, capture_output=True, check=True)
@@ -254,10 +254,11 @@ def _values(path):
 
 
 @pytest.mark.parametrize("path", _configs(), ids=lambda path: path.stem)
-def test_every_config_is_what_it_was(path):
-  """A change of a config is a difference that somebody reads.
+def test_every_config_equals_its_golden_file(path):
+  """A change of a config must be a difference that somebody can read.
 
-  After a change that is meant: `python tests/test_repository.py` rewrites.
+  After an intended change, `python tests/test_repository.py` rewrites the
+  files.
   """
   stored = json.loads(_golden(path).read_text())
   assert not config_lib.difference(

@@ -1,4 +1,4 @@
-"""Making and changing a state, and the checks of every task's update."""
+"""Tests how a state is made and changed, and how updates are checked."""
 
 from big_vision import sharding
 from big_vision import state as state_lib
@@ -58,7 +58,7 @@ def test_state_is_made_in_its_shards_and_strongly_typed():
   assert state["step"].dtype == jnp.int32 and int(state["step"]) == 0
 
 
-def test_step_counts_folds_and_compiles_once():
+def test_an_update_counts_steps_folds_the_rng_and_compiles_once():
   state, frozen, update = _make(_task(_partial))
   noises = []
   for step in range(3):
@@ -86,7 +86,7 @@ def test_non_finite_update_is_not_applied_and_is_named():
 
 @pytest.mark.parametrize("name, applied", [
     ("l2_grads", False), ("l2_updates", True)])
-def test_gradients_decide_and_every_norm_stops(name, applied):
+def test_gradients_decide_about_the_update_and_any_norm_stops(name, applied):
   """The loop neither continues nor saves a state once `ok` is False."""
   def update(state, batch, rng):
     changed, measurements = _partial(state, batch, rng)
@@ -134,7 +134,7 @@ def test_frozen_is_placed_by_the_rules_that_match_it():
   assert state_lib.put_frozen(_task(), strategy, mesh) == {}
 
 
-def test_static_choices_compile_once_per_value():
+def test_each_value_of_a_static_choice_compiles_once():
   def update(state, batch, rng, size=1):
     del state, rng
     return {}, {"training_loss": batch["x"][:size].sum()}

@@ -1,4 +1,4 @@
-"""Task transformers on a quadratic, whose steps have a closed form."""
+"""Tests task transformers on a quadratic, whose steps have a closed form."""
 
 from big_vision import task as task_lib
 from big_vision.task import Task
@@ -9,7 +9,7 @@ import pytest
 
 
 def _task():
-  """w <- w - 0.1 * (w - mean of the batch)."""
+  """Returns a task with the update w <- w - 0.1 * (w - mean of the batch)."""
   def init(rng, batch, given):
     del rng, batch
     return {"params": {"w": jnp.ones(2)}, **given}
@@ -27,7 +27,7 @@ def _task():
   return Task(init, update, {"predict": predict})
 
 
-def test_ema_closed_form_and_twins():
+def test_the_ema_has_its_closed_form_and_is_seen_by_twins():
   task = task_lib.with_ema(_task(), 0.9)
   state = task.init(None, None, {})
   np.testing.assert_array_equal(state["ema"]["w"], state["params"]["w"])

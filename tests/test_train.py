@@ -1,4 +1,4 @@
-"""Runs the loop in this process: what it leaves, resuming, refusing."""
+"""Runs the loop in this process, and tests how runs end, resume and fail."""
 
 import functools
 import json
@@ -62,7 +62,7 @@ def finished(tmp_path_factory):
   return workdir
 
 
-def test_a_run_learns_and_leaves_every_step_once(finished):
+def test_a_run_learns_and_logs_every_step_once(finished):
   rows = _rows(finished)
   assert [row["step"] for row in rows] == list(range(13))
   assert rows[0]["num_params"] > 1000
@@ -96,7 +96,7 @@ def test_a_lost_config_and_lost_rows_are_noticed(
 
 
 def test_the_first_losses_equal_those_in_the_golden_file(finished):
-  """Numbers never change unnoticed.
+  """Losses must not change unnoticed.
 
   If they are meant to change, the failing message has the file's new contents.
   Processors and versions of jax round differently, hence the tolerance.
@@ -123,7 +123,7 @@ def test_same_seed_same_run(finished, tmp_path):
 
 
 def _train_until(step, monkeypatch, config, workdir):
-  """Trains as if a signal had come during `step`."""
+  """Trains as if a signal had arrived during `step`."""
   with monkeypatch.context() as patch:
     patch.setattr(interrupts.Interrupts, "exit_code",
                   lambda self, now: 143 if now == step else None)
@@ -155,7 +155,7 @@ def test_running_a_finished_run_again_changes_nothing(finished, capsys):
 
 
 def _assert_close(workdir, expected_workdir):
-  """Asserts equal losses and evaluations, to 1e-5, and each step once."""
+  """Asserts that losses and evaluations agree to 1e-5, and steps occur once."""
   for ours, theirs in zip(
       _rows(workdir), _rows(expected_workdir), strict=True):
     for key in ("training_loss", "test/loss", "test/ema/loss", "test/prec@1"):
@@ -174,7 +174,7 @@ def test_losses_do_not_depend_on_devices_or_sharding(
 
 
 def test_a_run_resumes_on_other_devices(finished, tmp_path, monkeypatch):
-  """From split parameters on 8 devices to whole ones on 2.
+  """The parameters are split over 8 devices, and then whole on 2.
 
   test_faults.py does this with several processes.
   """
@@ -193,7 +193,7 @@ def test_a_run_resumes_on_other_devices(finished, tmp_path, monkeypatch):
     ("replicate", [("act_batch", ("data", "model"))], False)])
 def test_losses_do_not_depend_on_presets(
     finished, tmp_path, monkeypatch, preset, rules, scan):
-  """On a mesh of 4 x 2, with even the smallest parameters split."""
+  """The mesh is 4 x 2, and even the smallest parameters are split."""
   original = sharding.preset_strategy
   monkeypatch.setattr(sharding, "preset_strategy", lambda *args: [
       (regex, re.sub(r"(fsdp\(\S*?)\)", r"\1, min_size_to_shard_mb=0)", op))
@@ -383,7 +383,7 @@ def test_flops_are_counted_again_when_a_phase_begins(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, module.__name__, module)
   train_lib.train(
       _config("steps=4", evals=None, trainer="two_phases"), str(tmp_path))
-  # The time in which a step was done is in both, so it cancels.
+  # Both are divided by the time of the step, which cancels.
   flops = [row["tflops/sec/core"] * 1e12 / row["img/sec/core"] * 16
            for row in _rows(tmp_path)[2:]]
   np.testing.assert_allclose(np.diff(flops), [2 * 64 ** 3, 0], atol=1)

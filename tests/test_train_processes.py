@@ -1,4 +1,4 @@
-"""The command in real processes: signals, kill -9, two hosts."""
+"""Tests the command in real processes: signals, kill -9, two hosts."""
 
 import os
 import signal
@@ -66,7 +66,7 @@ def test_eval_only_gives_the_run_s_last_numbers(finished):
         (2, "fsdp=False"), (4, "fsdp=False"), (4, "fsdp=True"),
         (4, "model=2")))])
 def test_several_processes_give_the_same_run(finished, tmp_path, count, arg):
-  """Data parallel, fsdp, and heads and MLPs split over "model"."""
+  """Runs are data parallel, fsdp, or have heads and MLPs split over "model"."""
   several = processes.start_several(
       tmp_path, count=count, config=f"tests/tiny_config.py:{arg}")
   outputs = [processes.finish(process) for process in several]

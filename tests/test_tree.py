@@ -1,4 +1,4 @@
-"""Compares names of leaves with paths written by hand."""
+"""Compares the names of leaves with paths written by hand."""
 
 import collections
 

@@ -1,4 +1,4 @@
-"""The smallest run that has everything: digits, a ViT of width 16, an EMA.
+"""A tiny run that has everything: digits, a ViT of width 16, an EMA.
 
 COMMAND (tests start it as a person would)
   python -m big_vision.train --config tests/tiny_config.py --workdir WORKDIR

@@ -11,7 +11,7 @@ from tests import processes
 
 @pytest.mark.parametrize("number, code", [
     (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_becomes_a_question_and_the_second_one_kills(number, code):
+def test_the_first_signal_is_remembered_and_the_second_one_kills(number, code):
   done = subprocess.run(
       [sys.executable, "-c",
        "import os\n"
