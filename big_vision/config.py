@@ -41,7 +41,8 @@ def call(fn: Callable, kwargs: Mapping[str, Any], where: str, **given):
 
   Raises:
     ConfigError: `kwargs` has a name that `fn` does not accept or that the
-      program sets, or lacks one that `fn` needs; lists what `fn` accepts.
+      program sets, or lacks one that `fn` needs; the error lists what `fn`
+      accepts.
   """
   parameters = inspect.signature(fn).parameters
   accepted = [
@@ -158,8 +159,8 @@ def to_json(config: Config) -> str:
   """Returns the config as JSON; passwords, tokens and other secrets are hidden.
 
   Raises:
-    ConfigError: JSON cannot hold a value (a function, an array); names its
-      path.
+    ConfigError: JSON cannot hold a value (a function, an array); the error
+      names its path.
   """
   def plain(value, path):
     if isinstance(value, Mapping):

@@ -27,7 +27,7 @@ def get_steps(
     The number of steps, rounded; at least 1 unless the key is 0.
 
   Raises:
-    ConfigError: two units are given, a value has the wrong type, or a unit
+    ConfigError: Two units are given, a value has the wrong type, or a unit
       cannot be converted because the size it depends on is unknown.
   """
   found = {}

@@ -37,7 +37,7 @@ def from_config(
       whole.
 
   Raises:
-    ConfigError: grad_accum_steps is not a positive integer, or the loss does
+    ConfigError: `grad_accum_steps` is not a positive integer, or the loss does
       not allow accumulation.
   """
   if mean_over not in _MEAN_OVER:
@@ -73,7 +73,7 @@ def accumulate(value_and_grad: ValueAndGrad, steps: int) -> ValueAndGrad:
 
   Raises:
     ValueError: While tracing: the batch does not split into `steps` parts, or
-      `aux` has arrays that are not floats; names them.
+      `aux` has arrays that are not floats; the error names them.
   """
   if steps == 1:
     return value_and_grad

@@ -34,7 +34,7 @@ def ssim(a, b):
     float32[b].
 
   Raises:
-    ValueError: the images are smaller.
+    ValueError: The images are smaller.
 
   Source: Wang et al. 2004, "Image Quality Assessment", with K = (.01, .03).
   """

@@ -53,7 +53,7 @@ def get_loss(name: str) -> Callable:
   """Returns the loss called `name`, with keywords `logits` and `labels`.
 
   Raises:
-    ConfigError: There is no such loss; names those that exist.
+    ConfigError: There is no such loss; the error names those that exist.
   """
   if name not in _LOSSES:
     raise config_lib.ConfigError(

@@ -60,8 +60,8 @@ def find(
     The module.
 
   Raises:
-    ConfigError: no such module exists, or it does not define what its kind
-      requires; lists the names that this package offers.
+    ConfigError: No such module exists, or it does not define what its kind
+      requires; the error lists the names that this package offers.
   """
   folder, defines = KINDS[kind]
   full_name = _full_name(folder, name)

@@ -32,8 +32,8 @@ def parse(string: str) -> list[Op]:
   ('resize', ((2, 3),), {'method': 'area'})
 
   Raises:
-    ConfigError: a piece is not `name` or `name(literals)`; shows the string
-      and the piece.
+    ConfigError: A piece is not `name` or `name(literals)`; the error shows the
+      string and the piece.
   """
   return [_parse_op(piece.strip(), string)
           for piece in _split(string) if piece.strip()]

@@ -100,7 +100,7 @@ def check_changed(old: Mapping, changed: Mapping):
 
   Raises:
     ValueError: An entry is new, or a leaf was added, lost or has another type;
-      names it.
+      the error names it.
   """
   unknown = sorted(set(changed) - set(old))
   if unknown:

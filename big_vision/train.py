@@ -39,7 +39,7 @@ def train(config: config_lib.Config, workdir: str):
     workdir: Directory for checkpoints and metrics; it exists.
 
   Raises:
-    ConfigError, DataError, StorageError, NonFiniteError: see their classes.
+    ConfigError, DataError, StorageError, NonFiniteError: See their classes.
     Interrupted: SIGTERM or Ctrl-C; the state is saved.
   """
   rollback = _train(config, workdir)

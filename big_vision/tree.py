@@ -42,7 +42,7 @@ def unflatten(named: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> dict:
   The inverse of `flatten_with_names` for trees of dicts.
 
   Raises:
-    ValueError: a name is both a leaf and the start of another name.
+    ValueError: A name is both a leaf and the start of another name.
   """
   tree = {}
   for name, leaf in dict(named).items():

@@ -61,7 +61,7 @@ class Evaluator:
     """Yields each metric of `state` over all examples, then by difficulty.
 
     Raises:
-      ValueError: an example has no label, or no token that counts.
+      ValueError: An example has no label, or no token that counts.
     """
     values = self._examples.collect(self._measure, state)
     for is_usable, wanted in (

@@ -52,7 +52,7 @@ class Evaluator:
     """Yields the metrics of `state`.
 
     Raises:
-      ValueError: a label is neither 0 nor 1, or no example has a label.
+      ValueError: A label is neither 0 nor 1, or no example has a label.
     """
     values = self._examples.collect(self._measure, state)
     is_binary = values.pop("is_binary")

@@ -96,8 +96,8 @@ class Evaluator:
     """Yields the metrics of `state`.
 
     Raises:
-      ValueError: a class has too few examples, or a split has no labels; names
-        the data set.
+      ValueError: A class has too few examples, or a split has no labels; the
+        error names the data set.
     """
     # Data sets may share splits, whose `Examples` are then the same object.
     cache = {}

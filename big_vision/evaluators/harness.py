@@ -108,8 +108,8 @@ class Loader:
       The `Examples`; the same object for equal arguments.
 
     Raises:
-      ConfigError: the source or the preprocessing is invalid.
-      DataError: the data is missing or empty.
+      ConfigError: The source or the preprocessing is invalid.
+      DataError: The data is missing or empty.
     """
     data = plain(data)
     key = repr((sorted(data.items()), pp_fn, self.batch_size))
@@ -229,7 +229,7 @@ class Examples:
       the data.
 
     Raises:
-      ValueError: there are no examples.
+      ValueError: There are no examples.
       TypeError: `measure` was not compiled by a loader.
     """
     num_batches = num_examples and -(-num_examples // self._batch_size)
@@ -268,7 +268,7 @@ class Examples:
       {name: mean}; names of nested values are joined by "/".
 
     Raises:
-      ValueError: there are no examples.
+      ValueError: There are no examples.
     """
     values = self.collect(measure, state)
     return {name: float(np.mean(value, dtype=np.float64))
@@ -326,7 +326,8 @@ def get_from_batch(
     option: Name of the evaluator's option, for the message.
 
   Raises:
-    ConfigError: preprocessing did not keep the key; lists those it kept.
+    ConfigError: Preprocessing did not keep the key; the error lists those it
+      kept.
   """
   if key not in batch:
     raise config_lib.ConfigError(

@@ -53,7 +53,7 @@ class Evaluator:
       label_key: Key of the labels in the batch, int[b].
 
     Raises:
-      ConfigError: there are fewer training examples than neighbours.
+      ConfigError: There are fewer training examples than neighbours.
     """
     self._ks = (k,) if isinstance(k, int) else tuple(k)
     self._temperature = temperature

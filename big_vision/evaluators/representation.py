@@ -29,7 +29,7 @@ def represent(
     Features float32[b, d] and labels int[b].
 
   Raises:
-    ConfigError: the layer or the label does not exist, or has the wrong shape.
+    ConfigError: The layer or the label does not exist, or has the wrong shape.
   """
   logits, out = predict_fn(state, batch, rng=rng)
   features = logits

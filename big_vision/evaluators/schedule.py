@@ -101,7 +101,7 @@ def make_evaluators(
     The evaluators in the order of the config, a twin after its evaluator.
 
   Raises:
-    ConfigError: an unknown type, pred or key; lists those that exist.
+    ConfigError: A type, pred or key is unknown; the error lists the known ones.
   """
   loader = harness.Loader(
       batch_sharding, batch_size, pp_modules=pp_modules, seed=seed)
@@ -175,7 +175,7 @@ def run_all(
     {name: number, or picture as uint8[h, w, 1 or 3]}.
 
   Raises:
-    ConfigError: two evaluators measure something under the same name.
+    ConfigError: Two evaluators measure something under the same name.
   """
   values = {}
   for evaluator in scheduled:

@@ -44,7 +44,8 @@ def check_same(config: config_lib.Config, data_size: int):
 
   Raises:
     ConfigError: Process 0 has another config, number of processes, data size,
-      code, version of a package or setting of jax; shows every difference.
+      code, version of a package or setting of jax; the error shows every
+      difference.
   """
   client, index, count = peers.service()
   if client is None:

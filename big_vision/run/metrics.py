@@ -32,7 +32,7 @@ class Writer:
     num_rows: Number of rows in the file.
 
   Raises:
-    ValueError: a line other than the last is damaged.
+    ValueError: A line other than the last is damaged.
   """
 
   def __init__(self, workdir: str, *, resume_step: int = 0,
@@ -65,7 +65,7 @@ class Writer:
       values: Numbers and pictures by name.
 
     Raises:
-      ValueError: this step, or a later one, was written already.
+      ValueError: This step, or a later one, was written already.
     """
     if not self._enabled:
       return
@@ -117,7 +117,7 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
   rows.
 
   Raises:
-    ValueError: a line other than the last is damaged; names it.
+    ValueError: A line other than the last is damaged; the error names it.
   """
   path = files.as_path(workdir) / _FILE
   if not path.exists():

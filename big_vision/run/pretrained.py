@@ -42,9 +42,9 @@ def read(workdir: str, entries: Sequence[str], where: str
     The config, and {entry: tree of NumPy arrays}.
 
   Raises:
-    ConfigError: the run does not exist, has no checkpoint, or has none of the
+    ConfigError: The run does not exist, has no checkpoint, or has none of the
       entries.
-    CheckpointDamaged: the checkpoint cannot be read.
+    CheckpointDamaged: The checkpoint cannot be read.
   """
   config = read_config(workdir, where)
   directory = os.path.join(workdir, "checkpoints")
@@ -78,7 +78,7 @@ def classifier(
     variables: Its parameters and other collections, by name.
 
   Raises:
-    ConfigError: see `read`; or the run is not one of the trainer
+    ConfigError: See `read`; or the run is not one of the trainer
       "classification".
   """
   config, variables = read(

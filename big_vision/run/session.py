@@ -53,8 +53,8 @@ class Session:
     batches: Iterator over the training batches.
 
   Raises:
-    ConfigError: the config is invalid, or has keys that nothing reads.
-    StorageError: no checkpoint can be read.
+    ConfigError: The config is invalid, or has keys that nothing reads.
+    StorageError: No checkpoint can be read.
   """
 
   def __init__(self, config: config_lib.Config, workdir: str,
@@ -159,9 +159,9 @@ class Session:
       flops: Floating-point operations of the step, over all devices.
 
     Raises:
-      NonFiniteError: a loss or a norm of this step or the one before is not
+      NonFiniteError: A loss or a norm of this step or the one before is not
         finite; `roll_back` decides what follows.
-      Interrupted: the run was asked to stop; the state is saved.
+      Interrupted: The run was asked to stop; the state is saved.
     """
     # Checking the step before keeps one step on the devices while the host
     # waits. This step is checked before anything is done with its state.

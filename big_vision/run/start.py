@@ -48,8 +48,8 @@ def find(built: build_lib.Built, saver: checkpoints.Checkpoints,
     resume: Directory of another run to continue from; None for a new run.
 
   Raises:
-    ConfigError: the other run has no checkpoints.
-    StorageError: no checkpoint can be read.
+    ConfigError: The other run has no checkpoints.
+    StorageError: No checkpoint can be read.
   """
   restored = saver.restore(built.shapes)
   is_own = restored is not None

@@ -42,7 +42,7 @@ def lock(workdir: str) -> Iterator[None]:
     workdir: Directory that exists, or the address of an object store.
 
   Raises:
-    ConfigError: another run holds the lock; says which.
+    ConfigError: Another run holds the lock; the error says which.
   """
   # Not `jax.process_index()`, which starts the devices.
   index, _ = peers.this_process()
@@ -79,8 +79,8 @@ def check_config(
     allow_change: Whether a different config is accepted.
 
   Raises:
-    ConfigError: `workdir` holds a run whose config differs; lists every
-      difference.
+    ConfigError: `workdir` holds a run whose config differs; the error lists
+      every difference.
   """
   if allow_change:
     return

@@ -47,7 +47,7 @@ def evaluate(config: config_lib.Config, workdir: str, *,
     {name: number, or picture as uint8[h, w, 1 or 3]}.
 
   Raises:
-    ConfigError: there is no such checkpoint.
+    ConfigError: There is no such checkpoint.
   """
   built = build_lib.build(config)
   evals = build_lib.make_evaluators(config, built, workdir)

@@ -207,7 +207,7 @@ def make(path: str, *, size: int = 100, num_train: int = 60, num_val: int = 4,
   """Writes the scene to the folder `path`; see the module's docstring.
 
   Raises:
-    FileExistsError: the folder has a scene already.
+    FileExistsError: The folder has a scene already.
   """
   angle = 0.7  # Radians; published scenes have 0.69.
   if os.path.exists(os.path.join(path, "transforms_test.json")):

@@ -87,7 +87,7 @@ def prepare(
 
   Raises:
     ConfigError: There is no such dataset, or it cannot be made from IDX files.
-    DataError: Files are missing or damaged; names them.
+    DataError: Files are missing or damaged; the error names them.
     OSError: The download failed, or files cannot be written.
   """
   data_dir = prepared_lib.find_data_dir(data_dir)

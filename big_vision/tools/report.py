@@ -53,7 +53,7 @@ class Run:
 
   Raises:
     FileNotFoundError: `workdir` is not the directory of a run.
-    ValueError: the metrics are damaged.
+    ValueError: The metrics are damaged.
   """
 
   def __init__(self, workdir: str):

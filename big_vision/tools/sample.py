@@ -55,7 +55,7 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
     The path of the grid.
 
   Raises:
-    ConfigError: no such predict function or checkpoint exists, or the
+    ConfigError: No such predict function or checkpoint exists, or the
       predictions are not images.
   """
   op, = op_string.parse(pred)

@@ -99,7 +99,7 @@ def load_points(config: str, workdir: str,
     The points in the order of `get_sweep()`, each with all of its seeds.
 
   Raises:
-    ConfigError: the file has no valid sweep, a point overrides a key that its
+    ConfigError: The file has no valid sweep, a point overrides a key that its
       config does not have, or its workdir holds a run of another config.
   """
   path, _, base_arg = config.partition(":")
@@ -219,7 +219,7 @@ def train_points(points: Sequence[Point]) -> dict[str, int]:
     The exit code of every run that failed, by its workdir.
 
   Raises:
-    SystemExit: a signal stopped the sweep; the code is that of the run.
+    SystemExit: A signal stopped the sweep; the code is that of the run.
   """
   failed = {}
   for i, point in enumerate(points, start=1):

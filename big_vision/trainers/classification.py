@@ -235,7 +235,7 @@ def dense_labels(labels, shape):
     number[..., k].
 
   Raises:
-    ConfigError: The labels have neither of these shapes; names both.
+    ConfigError: The labels have neither of these shapes; the error names both.
   """
   if labels.shape == shape:
     return labels

@@ -112,7 +112,7 @@ def find(name: str, published: Mapping[str, str]) -> str:
     published: {name: path} of published checkpoints.
 
   Raises:
-    ValueError: `name` is neither; lists the published names.
+    ValueError: `name` is neither; the error lists the published names.
   """
   if not is_path(name) and name not in published:
     raise ValueError(

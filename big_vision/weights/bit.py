@@ -53,7 +53,7 @@ def fix_old_params(params: Mapping) -> dict:
   convolution. Other files are returned unchanged.
 
   Raises:
-    ValueError: such a file has a name that does not belong to the model.
+    ValueError: Such a file has a name that does not belong to the model.
   """
   if "resnet" not in params:
     return dict(params)

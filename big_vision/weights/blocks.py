@@ -16,7 +16,7 @@ def stack_blocks(encoder: Mapping) -> dict:
   The inverse of `unstack_blocks`.
 
   Raises:
-    ValueError: blocks are missing, or differ in names or shapes.
+    ValueError: Blocks are missing, or differ in names or shapes.
   """
   blocks = {int(match[1]): dict(tree.flatten_with_names(encoder[key]))
             for key in encoder if (match := _BLOCK.fullmatch(key))}
@@ -46,7 +46,7 @@ def unstack_blocks(encoder: Mapping) -> dict:
   The inverse of `stack_blocks`.
 
   Raises:
-    ValueError: the arrays have different depths.
+    ValueError: The arrays have different depths.
   """
   stacked = dict(tree.flatten_with_names(encoder["encoderblock"]))
   depths = {len(leaf) for leaf in stacked.values()}

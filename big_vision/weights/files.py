@@ -43,10 +43,10 @@ def read(path: str) -> dict:
     A nested dict of NumPy arrays.
 
   Raises:
-    ValueError: the file has another format or is truncated, the subtree does
+    ValueError: The file has another format or is truncated, the subtree does
       not exist, the names do not form a tree, or an array would have to be
       unpickled, which can run any code.
-    OSError: a remote file cannot be read; says to download it.
+    OSError: A remote file cannot be read; the error says to download it.
   """
   match = _PATH.fullmatch(path)
   if match is None:

@@ -105,7 +105,7 @@ def _has_cls_posemb(num_there: int, num_patches: int, file_posemb_grid):
   """Returns whether a file's first position embedding is the class token's.
 
   Raises:
-    ValueError: it is ambiguous; names the argument that decides.
+    ValueError: It is ambiguous; the error names the argument that decides.
   """
   is_square = lambda n: math.isqrt(n) ** 2 == n
   if file_posemb_grid is not None:
