@@ -6,6 +6,7 @@ import pathlib
 import random
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -331,3 +332,39 @@ def test_two_processes_agree(tmp_path, capfd):
   assert step == 3
   _assert_is_of(state, 3)
   assert len(state["params"]["split0"].sharding.device_set) == 8
+
+
+def test_a_directory_that_is_removed_while_the_run_goes_on(tmp_path):
+  """The next save makes it again; what remains of one does not disturb."""
+  directory, state = tmp_path / "checkpoints", {"x": jnp.arange(4.0)}
+  with checkpoints.Checkpoints(str(directory)) as saver:
+    saver.save(2, state)
+    saver.wait()
+    shutil.rmtree(directory)
+    saver.save(4, state)
+    saver.wait()
+    assert saver.steps() == [4]
+    saver.save(6, state)
+    shutil.rmtree(directory, ignore_errors=True)
+    try:  # The save was done, or it fails and the next command continues.
+      saver.wait()
+    except checkpoints.StorageError as error:
+      assert "the same command continues" in str(error)
+    saver.save(8, state)
+  shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state)
+  step, restored, _ = checkpoints.Checkpoints(str(directory)).restore(shapes)
+  assert step == 8 and (restored["x"] == state["x"]).all()
+
+
+def test_what_remains_of_an_incomplete_step_is_not_a_lost_run(tmp_path):
+  folder = tmp_path / "6.damaged" / "state"
+  folder.mkdir(parents=True)
+  (folder / "manifest").write_text("partial")
+  state = {"x": jnp.arange(4.0)}
+  shapes = {"x": jax.ShapeDtypeStruct((4,), jnp.float32)}
+  with checkpoints.Checkpoints(str(tmp_path)) as saver:
+    assert saver.restore(shapes) is None
+    saver.save(6, state)
+  assert checkpoints.list_steps(str(tmp_path)) == [6] and folder.exists()

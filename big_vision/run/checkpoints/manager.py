@@ -185,8 +185,12 @@ class Checkpoints:
       return candidate, state, meta
     if step is not None:
       raise damaged[step]
-    names = agreement.from_first(lambda: folders.names(self._directory))
-    remains = [name for name in names if folders.is_set_aside(name)]
+    # A folder without the marker was never a checkpoint, as when the directory
+    # was removed while the run was saving.
+    remains = agreement.from_first(lambda: [
+        name for name in folders.names(self._directory)
+        if folders.is_set_aside(name)
+        and (self._directory / name / folders.COMMITTED).exists()])
     # Raise: starting from scratch would silently lose the run.
     if damaged or remains:
       raise errors.CheckpointDamaged("\n".join([
@@ -266,6 +270,8 @@ class Checkpoints:
           f"steps {steps}: a later start would restore the newest of them, not "
           "this one. Move the newer steps away.")
     try:
+      # It may have been removed since the run began.
+      files.make_directory(self._directory)
       folders.remove_partial(self._directory)
       if path.exists():
         console.say(f"{path} is not a complete checkpoint; it is set aside as "
