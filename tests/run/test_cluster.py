@@ -1,11 +1,15 @@
 """How the processes of a run are found, started and restarted."""
 
 import os
+import socket
 import subprocess
+import sys
+import time
 
 from big_vision import config as config_lib
 from big_vision.run import cluster
 from big_vision.run import exit_codes
+from big_vision.run import launchers
 import pytest
 import yaml
 
@@ -55,7 +59,7 @@ def test_the_variables_of_a_launcher_suffice_to_train(tmp_path, launcher):
 
 def test_slurm_variables_describe_the_processes():
   def find(**changes):
-    return cluster.find_processes({**SLURM, **changes})
+    return launchers.find_processes({**SLURM, **changes})
   assert find()[1:] == (2, 0, [0], "started by SLURM")
   assert find(SLURM_PROCID="1", SLURM_LOCALID="1")[1:4] == (2, 1, [1])
   assert find().address == find(SLURM_PROCID="1").address
@@ -79,17 +83,17 @@ def test_slurm_without_srun_is_one_process(capsys):
   """A shell from `salloc -n 2` and a batch script have the job's variables."""
   environ = {"SLURM_JOB_ID": "6", "SLURM_NTASKS": "2", "SLURM_NODELIST": "vm",
              "SLURM_JOB_NODELIST": "vm"}
-  assert cluster.find_processes(environ) is None
+  assert launchers.find_processes(environ) is None
   assert "not started by srun: it runs alone" in capsys.readouterr().out
   # `srun --pty` starts one task in such a shell.
-  assert cluster.find_processes(
+  assert launchers.find_processes(
       {**SLURM, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}) is None
   assert not capsys.readouterr().out
 
 
 def test_open_mpi_variables_describe_the_processes():
   def find(*given, **changes):
-    return cluster.find_processes({**OPEN_MPI, **changes}, *given)
+    return launchers.find_processes({**OPEN_MPI, **changes}, *given)
   assert find()[1:] == (2, 0, [0], "started by Open MPI")
   assert find().address.startswith("127.0.0.1:")  # All on one host.
   many = {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
@@ -111,7 +115,7 @@ def test_the_kubernetes_manifest_describes_the_processes():
   spec = job["template"]["spec"]
   container, = spec["template"]["spec"]["containers"]
   environ = {item["name"]: item["value"] for item in container["env"]}
-  found = cluster.find_processes({**environ, "JOB_COMPLETION_INDEX": "1"})
+  found = launchers.find_processes({**environ, "JOB_COMPLETION_INDEX": "1"})
   assert found == (
       f"{manifest['metadata']['name']}-{job['name']}-0-0."
       f"{manifest['metadata']['name']}:1234", spec["parallelism"], 1, None,
@@ -125,21 +129,98 @@ def test_the_kubernetes_manifest_describes_the_processes():
   assert restarted | set(rule["onExitCodes"]["values"]) == {
       value for name, value in vars(exit_codes).items() if name.isupper()}
   # A pod of an indexed job that does not know the address of the first one.
-  assert cluster.find_processes({"JOB_COMPLETION_INDEX": "0"}) is None
+  assert launchers.find_processes({"JOB_COMPLETION_INDEX": "0"}) is None
   with pytest.raises(config_lib.ConfigError, match="num_processes=1 to run"):
-    cluster.find_processes({"JOB_COMPLETION_INDEX": "1"})
-  assert cluster.find_processes({"JOB_COMPLETION_INDEX": "1"}, None, 1) is None
+    launchers.find_processes({"JOB_COMPLETION_INDEX": "1"})
+  assert launchers.find_processes(
+      {"JOB_COMPLETION_INDEX": "1"}, None, 1) is None
 
 
 def test_arguments_override_the_environment():
-  assert cluster.find_processes({**SLURM, **POD}, "a:1", 3, 2)[:3] == (
+  assert launchers.find_processes({**SLURM, **POD}, "a:1", 3, 2)[:3] == (
       "a:1", 3, 2)
-  assert cluster.find_processes(SLURM, None, 1) is None
-  assert cluster.find_processes({}) is None
+  assert launchers.find_processes(SLURM, None, 1) is None
+  assert launchers.find_processes({}) is None
   with pytest.raises(config_lib.ConfigError, match="no process 3 of 3"):
-    cluster.find_processes({}, "a:1", 3, 3)
+    launchers.find_processes({}, "a:1", 3, 3)
   with pytest.raises(config_lib.ConfigError, match="is HOST:PORT"):
-    cluster.find_processes({}, "a", 3, 1)
+    launchers.find_processes({}, "a", 3, 1)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "999999", "-1", "x"])
+def test_ports_that_do_not_exist(port):
+  with pytest.raises(config_lib.ConfigError, match="is HOST:PORT"):
+    launchers.find_processes({}, f"a:{port}", 3, 1)
+
+
+@pytest.mark.parametrize("name", [
+    "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JOB_COMPLETION_INDEX"])
+def test_variables_that_are_no_numbers(name):
+  with pytest.raises(config_lib.ConfigError,
+                     match=f"The variable {name} is 'two'; it must be a num"):
+    launchers.find_processes({name: "two"})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", ""])
+def test_a_port_that_is_taken(host):
+  """jax would end process 0 with a segmentation fault."""
+  with socket.create_server((host, 0)) as server:
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+    done = subprocess.run(
+        [sys.executable, "-m", "big_vision.train", "--config",
+         "tests/tiny_config.py", "--workdir", "never_made", "--num_processes=2",
+         "--process_id=0", f"--coordinator_address={address}"],
+        cwd=processes.ROOT, env=processes.environ(), capture_output=True,
+        text=True, check=False, timeout=100)
+  assert done.returncode == exit_codes.CONFIG, done.stderr
+  assert done.stderr == (
+      f"ConfigError: Process 0 cannot listen at {address}: Address already in "
+      "use. Give all processes another --coordinator_address=HOST:PORT, with a "
+      "port that no other program uses.\n")
+  assert not (processes.ROOT / "never_made").exists()
+
+
+def test_a_port_that_a_run_has_just_used_is_free():
+  """The kernel keeps its connections for a minute."""
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    address = server.getsockname()
+    with socket.create_connection(address):
+      connection, _ = server.accept()
+      connection.close()  # The side that closes first waits.
+  cluster._check_port(f"127.0.0.1:{address[1]}")
+  cluster._check_port(f"elsewhere:{address[1]}")
+
+
+def test_a_process_that_waits_says_so(capsys, monkeypatch):
+  monkeypatch.setattr(cluster, "_SAY_EVERY_S", 0.05)
+  with cluster._waiting_for("process 0 at a:1"):
+    time.sleep(0.4)
+  said = capsys.readouterr().out
+  assert said.startswith("Still waiting for process 0 at a:1, after 0 s.\n")
+  time.sleep(0.2)
+  assert not capsys.readouterr().out
+
+
+def test_the_tpu_runtime_is_not_loaded_where_there_is_no_tpu(tmp_path):
+  """It prints five lines of errors. It is installed for `tools.plan`."""
+  (tmp_path / "libtpu.py").write_text(
+      "def get_library_path():\n"
+      "  import traceback\n"
+      "  names = [f.name for f in traceback.extract_stack()]\n"
+      "  if 'make_tpu_client' in names or 'tpu_client_timer_callback' in names:"
+      "\n    print('libtpu was looked for', flush=True)\n"
+      "  return '/nowhere'\n")
+  code = "import jax\n{}print(jax.devices()[0].platform)"
+  start = ("from big_vision.run import cluster\n"
+           "cluster.start_processes()\n")
+  for text, looked_for in (code.format(""), True), (code.format(start), False):
+    environ = processes.environ(
+        PYTHONPATH=f"{tmp_path}:{processes.ROOT}", JAX_PLATFORMS="")
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=tmp_path, env=environ, text=True,
+        capture_output=True, check=False)
+    assert ("libtpu was looked for" in done.stdout) == looked_for, done.stderr
+    assert done.stdout.endswith("cpu\n"), done.stderr
 
 
 def test_missing_coordinator_flags_are_an_error():
