@@ -9,9 +9,7 @@ know models or data, which the config names too (see `build.py`). Everything
 around a step (logging, evaluation, checkpoints) is in `run/session.py`.
 """
 
-from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 from big_vision import build as build_lib
 from big_vision import config as config_lib
@@ -20,6 +18,7 @@ from big_vision import state as state_lib
 from big_vision.run import cluster
 from big_vision.run import command_line
 from big_vision.run import comparison
+from big_vision.run import config_files
 from big_vision.run import console
 from big_vision.run import progress
 from big_vision.run import session as session_lib
@@ -87,9 +86,8 @@ def _train(
 
 def define_flags():
   """Defines the command's flags; importing this module must not."""
-  config_flags.DEFINE_config_file(
-      "config", None, "What to train: FILE.py or FILE.py:arg=value,...",
-      lock_config=True)
+  config_files.define_flag(
+      "What to train: FILE.py or FILE.py:arg=value,...")
   flags.DEFINE_string(
       "workdir", None, "Directory for checkpoints and metrics. A run that is "
       "already there continues.")
@@ -115,4 +113,4 @@ def main(argv):
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run(main)

@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import socket
+import sys
 import time
 
 import numpy as np
@@ -140,6 +141,24 @@ def test_sigterm_while_saving(finished, tmp_path):
   process.send_signal(signal.SIGTERM)
   assert "the state is saved" in processes.finish(process, 143, SOON)
   processes.finish(processes.start(tmp_path, config=config))
+  processes.assert_same(finished, tmp_path)
+
+
+# -- the console -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("redirection", [
+    "2>&- | head -n 1",
+    pytest.param(">&-", marks=pytest.mark.slow),
+    pytest.param("> /dev/full 2>&1", marks=pytest.mark.slow)])
+def test_a_run_that_cannot_print(finished, tmp_path, redirection):
+  """Each of them ended the run, in the middle and without saving."""
+  script = ('set -o pipefail; "$0" -m big_vision.train --config "$1" '
+            f'--workdir "$2" {redirection}')
+  process = processes.start_command(
+      ["bash", "-c", script, sys.executable, f"{CONFIG}:evals=2",
+       str(tmp_path)], env=processes.environ())
+  processes.finish(process)
   processes.assert_same(finished, tmp_path)
 
 

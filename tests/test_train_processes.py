@@ -30,7 +30,7 @@ def test_kill_9_then_the_same_command_is_bit_identical(finished, tmp_path):
 
 
 @pytest.mark.parametrize("number, code", [
-    (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)])
 def test_a_signal_saves_then_exits_with_its_code(
     finished, tmp_path, number, code):
   process = processes.start(tmp_path)

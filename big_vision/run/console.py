@@ -1,5 +1,10 @@
 """Prints messages for the person who watches a run."""
 
+import io
+import os
+import sys
+
+from absl import logging
 import jax
 
 
@@ -7,3 +12,50 @@ def say(message: str):
   """Prints `message` on the first process only, so that lines appear once."""
   if jax.process_index() == 0:
     print(message, flush=True)
+
+
+class _Stream(io.FileIO):
+  """Drops what cannot be written: the terminal or the reader is gone."""
+
+  def write(self, data) -> int:
+    try:
+      super().write(data)
+    except OSError:
+      pass
+    return len(data)
+
+
+def protect():
+  """Keeps a program alive whatever happens to its standard streams.
+
+  Nothing that is printed raises an error any more: the terminal may be gone,
+  the pipe's reader too, the disk full, or a letter missing in the encoding.
+  """
+  # A file that is opened later must not get the number of a closed stream, or
+  # what libraries print would be written into it.
+  while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+    pass
+  os.close(descriptor)
+  for number, name in (1, "stdout"), (2, "stderr"):
+    stream = getattr(sys, name)
+    setattr(sys, name, io.TextIOWrapper(
+        io.BufferedWriter(_Stream(number, "w", closefd=False)),
+        encoding=stream.encoding if stream else "utf-8",
+        errors="backslashreplace", line_buffering=True))
+
+
+def quiet_libraries():
+  """Keeps libraries from printing every step they take.
+
+  Call it before TensorFlow and the devices are used.
+  """
+  logging.set_verbosity(logging.WARNING)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  show = sys.excepthook
+
+  def hook(kind, error, trace):
+    # After one array of a checkpoint could not be read, tensorstore prints
+    # this for each of the others, with a traceback.
+    if kind is not RuntimeError or str(error) != "Event loop is closed":
+      show(kind, error, trace)
+  sys.excepthook = hook

@@ -1,4 +1,5 @@
-"""Stops a run on SIGTERM or Ctrl-C, after a step and with its state saved."""
+"""Stops a run when a signal asks for it, after a step and with its state saved.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -13,6 +14,17 @@ from big_vision.run import exit_codes
 from big_vision.run import peers
 
 
+def stop_signals() -> list[signal.Signals]:
+  """Returns the signals that ask a run to stop.
+
+  A terminal that is closed sends SIGHUP. `nohup` ignores it, and so do we then.
+  """
+  signals = [signal.SIGTERM, signal.SIGINT]
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    signals.append(signal.SIGHUP)
+  return signals
+
+
 class Interrupted(Exception):
   """The run was asked to stop, saved its state and stopped.
 
@@ -23,7 +35,7 @@ class Interrupted(Exception):
   def __init__(self, step: int, exit_code: int):
     super().__init__(
         f"Stopped on request after step {step}; the state is saved. The same "
-        "command continues the run.")
+        "command continues.")
     self.exit_code = exit_code
 
 
@@ -32,7 +44,7 @@ class _Abandoned(BaseException):
 
 
 class Interrupts:
-  """Remembers SIGTERM and Ctrl-C, which the loop asks for after every step.
+  """Remembers signals to stop, which the loop asks for after every step.
 
   With several processes, jax's coordination service makes all of them stop
   after the same step. A second signal ends a single process at once.
@@ -43,13 +55,12 @@ class Interrupts:
     self._exit_code = None
     self._may_abandon = False
     self._several = jax.process_count() > 1
-    if self._several:
-      # jax listens for SIGTERM itself, and tells the other processes.
-      signal.signal(signal.SIGINT, lambda *_: os.kill(
-          os.getpid(), signal.SIGTERM))
-    else:
-      for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
+      if not self._several:
         signal.signal(number, self._remember)
+      elif number != signal.SIGTERM:
+        # jax listens for SIGTERM itself, and tells the other processes.
+        signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
   def _remember(self, number, frame):
     del frame
@@ -71,6 +82,7 @@ class Interrupts:
     elif not self._several:
       self._exit_code = {
           None: None, signal.SIGTERM: exit_codes.PREEMPTED,
+          signal.SIGHUP: exit_codes.PREEMPTED,
           signal.SIGINT: exit_codes.INTERRUPTED}[self._signal]
     return self._exit_code
 

@@ -115,7 +115,7 @@ class Watchdog:
     start_s: Limit of everything before the first step.
     compile_s: Limit of a step that compiles.
     data_s: Limit of waiting for a batch.
-    step_s: Limit of any other step, and of other work between steps.
+    step_s: Limit of any other step, and of what the loop does beside it.
     eval_s: Limit of one evaluator, its compilation included.
     checkpoint_s: Limit of starting to save; at the end, of saving.
     peer_s: Time after which a silent process counts as lost.
@@ -212,12 +212,14 @@ class Watchdog:
 
   def _sleep(self):
     """Waits for one interval, or until a signal comes."""
-    numbers = self._signals.wait(self._poll_s)
-    if signal.SIGINT in numbers and self.peers.count > 1:
-      # jax tells the others of a SIGTERM, but not of Ctrl-C.
-      os.kill(os.getpid(), signal.SIGTERM)
-    elif signal.SIGINT in numbers or signal.SIGTERM in numbers:
+    numbers = set(self._signals.wait(self._poll_s))
+    if not numbers & {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
+      return
+    if self.peers.count == 1:
       self._is_asked_to_stop = True
+    elif signal.SIGTERM not in numbers:
+      # jax tells the others of a SIGTERM, but not of Ctrl-C or SIGHUP.
+      os.kill(os.getpid(), signal.SIGTERM)
 
   def _talk(self):
     """Exchanges reports; waits for as long as the service does not answer."""

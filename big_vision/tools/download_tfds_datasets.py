@@ -1,8 +1,7 @@
 """Runs `prepare_dataset` by its older name."""
 
-import sys
-
+from big_vision.run import command_line
 from big_vision.tools import prepare_dataset
 
 if __name__ == "__main__":
-  sys.exit(prepare_dataset.main())
+  command_line.run_tool(prepare_dataset.main)

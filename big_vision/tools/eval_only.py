@@ -11,10 +11,8 @@ measured in new ways.
 import os
 from typing import Any
 
-from absl import app
 from absl import flags
 import jax
-from ml_collections import config_flags
 
 from big_vision import build as build_lib
 from big_vision import config as config_lib
@@ -24,6 +22,7 @@ from big_vision.evaluators import schedule
 from big_vision.run import checkpoints
 from big_vision.run import cluster
 from big_vision.run import command_line
+from big_vision.run import config_files
 from big_vision.run import console
 from big_vision.run import pictures
 from big_vision.run import pretrained
@@ -71,9 +70,8 @@ def evaluate(config: config_lib.Config, workdir: str, *,
 
 def define_flags():
   """Defines the command's flags; importing this module must not."""
-  config_flags.DEFINE_config_file(
-      "config", None, "Config with the evaluators; by default the run's own.",
-      lock_config=True)
+  config_files.define_flag(
+      "Config with the evaluators; by default the run's own.")
   flags.DEFINE_string("workdir", None, "Directory of the run.")
   flags.DEFINE_integer(
       "step", None, "Step of the checkpoint; by default the newest.")
@@ -99,4 +97,4 @@ def main(argv):
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run(main)

@@ -32,15 +32,14 @@ import re
 import shlex
 import sys
 
-from absl import app
 from absl import flags
 import jax
-from ml_collections import config_flags
 
 from big_vision import config as config_lib
 from big_vision.datasets.tfds import declared
 from big_vision.hardware import targets
 from big_vision.run import command_line
+from big_vision.run import config_files
 from big_vision.run import exit_codes
 from big_vision.tools.planning import plans
 from big_vision.tools.planning import remedies
@@ -110,9 +109,8 @@ def _print_table(paths: Sequence[str]):
 
 def define_flags():
   """Defines the command's flags; importing this module must not."""
-  config_flags.DEFINE_config_file(
-      "config", None, "Config to plan: FILE.py or FILE.py:arg=value,...",
-      lock_config=True)
+  config_files.define_flag(
+      "Config to plan: FILE.py or FILE.py:arg=value,...")
   flags.DEFINE_string(
       "topology", None, "TPU slice, such as v5e:16x16, v5p:8x8x16 or v6e:4x4.")
   flags.DEFINE_integer("num_slices", 1, "Number of such slices.")
@@ -136,6 +134,7 @@ def main(argv):
     if args.table:
       _print_table(argv[1:])
       return
+    command_line.check_no_arguments(argv)
     if args.config is None:
       raise config_lib.ConfigError("The plan needs --config or --table.")
     hardware = _hardware()
@@ -154,4 +153,4 @@ def main(argv):
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run(main, takes_arguments=True)

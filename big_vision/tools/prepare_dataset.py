@@ -29,6 +29,7 @@ from big_vision import config as config_lib
 from big_vision.datasets import core
 from big_vision.datasets import data_files
 from big_vision.datasets.tfds import prepared as prepared_lib
+from big_vision.run import command_line
 
 _IDX_DATASETS = ("fashion_mnist", "kmnist", "mnist")
 _IDX_FILES = {
@@ -330,4 +331,4 @@ def _read_idx_header(file, path: str, num_dims: int) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  command_line.run_tool(main)

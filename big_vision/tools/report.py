@@ -17,6 +17,7 @@ import sys
 
 from big_vision import config as config_lib
 from big_vision import files
+from big_vision.run import command_line
 from big_vision.run import metrics
 from big_vision.run import progress
 from big_vision.run import workdir as workdir_lib
@@ -231,4 +232,4 @@ def main(args=None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  command_line.run_tool(main)

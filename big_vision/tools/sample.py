@@ -17,7 +17,6 @@ the batch's number. `--pred reconstruct` shows an autoencoder's reconstructions.
 import os
 import re
 
-from absl import app
 from absl import flags
 import jax
 import jax.numpy as jnp
@@ -147,4 +146,4 @@ def main(argv):
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run(main)

@@ -28,7 +28,6 @@ from collections.abc import Mapping, Sequence
 import contextlib
 import csv
 import fnmatch
-import importlib.util
 import inspect
 import io
 import math
@@ -44,6 +43,9 @@ import ml_collections
 
 from big_vision import config as config_lib
 from big_vision import files
+from big_vision.run import command_line
+from big_vision.run import config_files
+from big_vision.run import interrupts
 from big_vision.run import metrics
 from big_vision.run import workdir as workdir_lib
 
@@ -103,7 +105,7 @@ def load_points(config: str, workdir: str,
       config does not have, or its workdir holds a run of another config.
   """
   path, _, base_arg = config.partition(":")
-  module = _load_module(path)
+  module = config_files.load_module(path)
   points, workdirs = [], {}
   for place, overrides in enumerate(_read_sweep(module, path, base_arg)):
     name = _make_name(overrides)
@@ -125,16 +127,6 @@ def load_points(config: str, workdir: str,
       points.append(point)
     workdirs |= {(p.name, p.seed): p.workdir for p in points}
   return points
-
-
-def _load_module(path: str):
-  """Imports the config file as a module."""
-  if not os.path.isfile(path):
-    raise config_lib.ConfigError(f"There is no config file {path}.")
-  spec = importlib.util.spec_from_file_location("sweep_config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 def _read_sweep(module, path: str, arg: str) -> list[dict[str, Any]]:
@@ -225,7 +217,7 @@ def train_points(points: Sequence[Point]) -> dict[str, int]:
   for i, point in enumerate(points, start=1):
     title = f"[{i}/{len(points)}] {point.workdir}"
     if _is_finished(point):
-      print(f"{title}: already finished", flush=True)
+      print(f"{title}: finished before", flush=True)
       continue
     print(title, flush=True)
     code, stopped = _run(_command(point))
@@ -258,7 +250,7 @@ def _command(point: Point) -> list[str]:
 def _run(command: Sequence[str]) -> tuple[int, int]:
   """Runs a command; returns its exit code and the signal that stopped it.
 
-  The command runs in a session of its own and gets SIGINT and SIGTERM only from
+  The command runs in a session of its own and gets signals to stop only from
   this function, and only once, so that it has time to save its state.
   """
   received = []
@@ -271,7 +263,7 @@ def _run(command: Sequence[str]) -> tuple[int, int]:
       if process is not None:
         process.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in interrupts.stop_signals():
       stack.callback(signal.signal, number, signal.signal(number, forward))
     process = subprocess.Popen(command, start_new_session=True)
     if received:
@@ -386,4 +378,4 @@ def main(args=None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  command_line.run_tool(main)

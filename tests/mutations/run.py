@@ -75,4 +75,60 @@ MUTATIONS = [
         new='_print("\\n".join(filter(None, lines)))',
         test="tests/run/test_ending.py::"
              "test_a_pipe_that_nobody_reads_does_not_keep_a_process"),
+    # The console and signals.
+    Mutation(
+        file="big_vision/run/console.py",
+        old="    except OSError:\n",
+        new="    except BrokenPipeError:\n",
+        test="tests/run/test_console.py::"
+             "test_printing_never_ends_a_program[> /dev/full 2>&1]"),
+    Mutation(
+        file="big_vision/run/console.py",
+        old="os.open(os.devnull, os.O_RDWR)) <= 2:",
+        new="os.open(os.devnull, os.O_RDWR)) < 0:",
+        test="tests/run/test_console.py::"
+             "test_printing_never_ends_a_program[2>&-]"),
+    Mutation(
+        file="big_vision/run/console.py",
+        old='errors="backslashreplace"',
+        new='errors="strict"',
+        test="tests/run/test_console.py::"
+             "test_letters_that_the_encoding_lacks_are_escaped"),
+    Mutation(
+        file="big_vision/run/interrupts.py",
+        old="  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:\n"
+            "    signals.append(signal.SIGHUP)\n",
+        new="  signals.append(signal.SIGHUP)\n",
+        test="tests/run/test_interrupts.py::"
+             "test_a_terminal_that_closes_means_nothing_under_nohup"),
+    Mutation(
+        file="big_vision/run/watchdog.py",
+        old="signal.SIGINT, signal.SIGHUP}",
+        new="signal.SIGINT}",
+        test="tests/run/test_watchdog.py::"
+             "test_grace_after_a_signal_even_when_python_runs_no_handlers"),
+    # The command line and config files.
+    Mutation(
+        file="big_vision/run/command_line.py",
+        old="    if not takes_arguments:\n",
+        new="    if takes_arguments:\n",
+        test="tests/run/test_command_line.py::"
+             "test_mistakes_on_the_command_line"),
+    Mutation(
+        file="big_vision/run/command_line.py",
+        old="errno.EDQUOT, ",
+        new="",
+        test="tests/run/test_command_line.py::test_every_error_ends_with_its_"
+             "code_and_only_surprises_with_a_traceback"),
+    Mutation(
+        file="big_vision/run/command_line.py",
+        old="trace, error = error.trace(), error.error",
+        new="error = error.error",
+        test="tests/run/test_command_line.py::"
+             "test_errors_raised_by_a_config_file"),
+    Mutation(
+        file="big_vision/run/config_files.py",
+        old="inspect.signature(get_config).bind(*args)",
+        new="pass",
+        test="tests/run/test_config_files.py::test_mistakes"),
 ]

@@ -85,7 +85,8 @@ def test_a_stopped_process_may_go_on():
   assert (code, stdout) == (0, "done\n"), stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_grace_after_a_signal_even_when_python_runs_no_handlers(number):
   """The main thread is in C, where Python's own handlers wait for ever."""
   process = _run(

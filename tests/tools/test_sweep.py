@@ -8,6 +8,7 @@ import signal
 import sys
 
 from big_vision import config as config_lib
+from big_vision.run import config_files
 from big_vision.tools import sweep
 import pytest
 
@@ -105,7 +106,7 @@ def test_an_invalid_point_is_refused_before_anything_runs(
 def test_files_without_a_sweep_are_refused(tmp_path):
   with pytest.raises(config_lib.ConfigError, match="get_sweep"):
     sweep.load_points("tests/tiny_config.py", str(tmp_path))
-  with pytest.raises(config_lib.ConfigError, match="no config file nowhere"):
+  with pytest.raises(config_lib.ConfigError, match="no config file 'nowhere"):
     sweep.load_points("nowhere.py", str(tmp_path))
 
 
@@ -161,7 +162,7 @@ def test_a_failed_point_does_not_keep_others_from_running(
       sweep, "_run", lambda command: (3 * ("b0" in command[4]), 0))
   assert sweep.train_points(points) == {points[1].workdir: 3}
   for point in points:
-    module = sweep._load_module(os.path.join(point.workdir, "config.py"))
+    module = config_files.load_module(os.path.join(point.workdir, "config.py"))
     assert module.get_config().to_dict() == point.config.to_dict()
   ran = []
   monkeypatch.setattr(sweep, "_run", lambda command: (
@@ -225,7 +226,7 @@ def test_killed_it_continues_and_repeats_nothing(tmp_path):
   before = written(), os.listdir(first)
 
   output = processes.finish(_start(str(config), workdir))
-  assert f"[1/2] {first}: already finished" in output
+  assert f"[1/2] {first}: finished before" in output
   assert "Continuing after step" in output
   assert (written(), os.listdir(first)) == before
   for seed, run in enumerate((first, second)):
