@@ -22,8 +22,8 @@ class Evaluator:
   float[b, n, k] are compared with int[b, n], one label per token; an example is
   then right if all of its unmasked tokens are.
 
-  A metric "x" is the mean over all examples, "x/3" the mean over those of
-  difficulty 3, for every difficulty in the data:
+  A metric "x" is the mean over all examples, and "x/3" the mean over those of
+  difficulty 3; there is one for every difficulty in the data. The metrics are:
     prec@1: whether an example is right; in [0, 1], higher is better.
     token_prec@1: whether a token is right, over all unmasked tokens of these
       examples; only with labels per token.

@@ -61,7 +61,8 @@ class Evaluator:
       label_key: Key of the labels in the batch, int[b].
       display_first: (dataset, k) pairs of the metrics in group "a".
       allow_fewer: Whether to use all examples of a class that has fewer than k,
-        as big_vision does without saying so (24 instead of 25 in Cars196).
+        as google-research/big_vision does silently (24 instead of 25 in
+        Cars196).
 
     Raises:
       ConfigError: `display_first` has a pair that is not measured, or a data
@@ -117,7 +118,7 @@ class Evaluator:
       for seed in range(self._num_seeds):
         for k, chosen in choose(y, self._shots, seed).items():
           scores = fit(x[chosen], y[chosen], self._l2_reg)(x_test)
-          # No prediction of a diverged model is right; argmax would be class 0.
+          # Count a diverged model as wrong; argmax would predict class 0.
           is_right = np.isfinite(scores).all(axis=1) & (
               np.argmax(scores, axis=1) == y_test)
           accuracies[k].append(np.mean(is_right))
@@ -155,8 +156,8 @@ def choose(
 def fit(x: np.ndarray, labels: np.ndarray, l2_reg: float) -> Callable:
   """Fits a ridge regression from whitened features to +1 (the class) and -1.
 
-  w = (X'X + l2_reg I)^-1 X'Y = X' (XX' + l2_reg I)^-1 Y, whichever is smaller,
-  where the last column of X is the constant 100.
+  w = (X'X + l2_reg I)^-1 X'Y = X' (XX' + l2_reg I)^-1 Y, whichever system is
+  smaller, where the last column of X is the constant 100.
 
   Args:
     x: float[n, d], features.

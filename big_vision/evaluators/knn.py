@@ -113,7 +113,7 @@ class Evaluator:
     for k in self._ks:
       predicted = vote(
           similarity[:, :k], neighbours[:, :k], self._temperature)
-      # No prediction of a diverged model is right; NaN sorts as most similar.
+      # Count a diverged model as wrong; NaN sorts as most similar.
       is_right = is_finite & (predicted == labels)
       yield f"knn@{k}", np.mean(is_right)
 

@@ -157,7 +157,7 @@ class Chrono:
     return values
 
   def state(self) -> dict[str, float]:
-    """Returns what a checkpoint stores, so that a resumed run counts on."""
+    """Returns the values with which a resumed run continues to count."""
     return {"uptime": self._uptime_before + self._time() - self._start}
 
 
