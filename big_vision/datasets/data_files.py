@@ -67,8 +67,15 @@ def open_file(path: str, max_bytes: int | None = None) -> Iterator:
     os.close(descriptor)
 
 
-def find_unreadable(paths: Sequence[str]) -> tuple[int, str] | None:
-  """Finds the first path that is not a picture to be read.
+def find_unreadable(
+    paths: Sequence[str], max_bytes: int | None = MAX_PICTURE_BYTES
+) -> tuple[int, str] | None:
+  """Finds the first path that is not a regular file of bounded size.
+
+  Args:
+    paths: Paths of files, local or in an object store.
+    max_bytes: Largest size that is accepted, if there is a limit. Sizes in an
+      object store are not checked.
 
   Returns:
     The path's position and a sentence's end that says why, such as "does not
@@ -83,7 +90,7 @@ def find_unreadable(paths: Sequence[str]) -> tuple[int, str] | None:
         listings[parent] = _list_remote(parent)
       problem = None if name in listings[parent] else "does not exist"
     else:
-      problem = _problem_of_local(path)
+      problem = _problem_of_local(path, max_bytes)
     if problem:
       return position, problem
   return None
@@ -97,15 +104,15 @@ def _list_remote(path):
     return set()
 
 
-def _problem_of_local(path):
+def _problem_of_local(path, max_bytes):
   try:
     status = os.stat(path)
   except (OSError, ValueError):  # A ValueError if the path has a zero byte.
     return "does not exist"
   if not stat.S_ISREG(status.st_mode):
     return f"is a {_kind(status.st_mode)}"
-  if status.st_size > MAX_PICTURE_BYTES:
-    return f"is larger than {MAX_PICTURE_BYTES >> 20} MiB"
+  if max_bytes is not None and status.st_size > max_bytes:
+    return f"is larger than {max_bytes >> 20} MiB"
   return None
 
 

@@ -73,9 +73,8 @@ def find(path: str, root: folder_tree.Folder) -> Splits:
 
 def describe_skipped(skipped: Mapping[str, list[str]]) -> str:
   """Returns how many files there are of each kind, with an example of each."""
-  return ", ".join(
-      f"{len(paths):,} {reason} ({data_files.printable(paths[0])}"
-      f"{', ...' if len(paths) > 1 else ''})"
+  return "; ".join(
+      f"{len(paths):,} x {reason}, such as {data_files.printable(paths[0])}"
       for reason, paths in sorted(skipped.items()))
 
 

@@ -84,7 +84,7 @@ def _reason_to_skip(entry, ancestors) -> str | None:
   if entry.is_dir():
     status = entry.stat()
     if (status.st_dev, status.st_ino) in ancestors:
-      return "a link to a folder that contains it"
+      return "link to a folder around it"
     return None
   if not entry.is_file():
     return "not a regular file"

@@ -193,8 +193,9 @@ def test_what_is_used_and_what_is_not_is_printed_once(tmp_path, capsys):
   assert _report(tmp_path, capsys) == (
       f"{tmp_path}: train 10 images, test 3 images. 2 classes: ant 3, dog 10.\n"
       "  A random fifth of each class, always the same, is held out as "
-      '"test".\n  Files that are not used: 2 .tif (dog/a.tif, ...), '
-      "1 .txt (dog/c.txt), 1 hidden (dog/.hidden.jpg).\n")
+      '"test".\n  Files that are not used: 2 x .tif, such as '
+      "dog/a.tif; 1 x .txt, such as dog/c.txt; 1 x hidden, such as "
+      "dog/.hidden.jpg.\n")
 
 
 def test_a_test_folder_without_classes_is_reported(tmp_path, capsys):
@@ -239,9 +240,9 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path, capsys):
   with deadline.within(60):
     printed = _report(tmp_path, capsys)
   assert "a 6, b 5." in printed
-  assert "3 not a regular file (a/dangling.jpg, ...)" in printed
-  assert "1 larger than 256 MiB (b/huge.jpg)" in printed
-  assert "1 a link to a folder that contains it (b/round)" in printed
+  assert "3 x not a regular file, such as a/dangling.jpg" in printed
+  assert "1 x larger than 256 MiB, such as b/huge.jpg" in printed
+  assert "1 x link to a folder around it, such as b/round" in printed
   assert folder.scan(str(tmp_path)).image_size == (5, 4)
 
 
@@ -304,7 +305,7 @@ def test_folders_without_usable_classes_are_errors(tmp_path):
   (root / "a").mkdir()
   fails(core.DataError, r"nowhere/a has no images \(no files\)")
   (root / "a" / "x.tif").write_bytes(b"")
-  fails(core.DataError, r"a has no images \(1 \.tif \(a/x.tif\)\)")
+  fails(core.DataError, r"a has no images \(1 x \.tif, such as a/x.tif\)")
   _write(root / "a" / "0.jpg")
   fails(core.DataError, "Class 'a' in .* has a single image")
   _write(root / "a" / "1.jpg")

@@ -4,6 +4,7 @@ import os
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import data_files
 
 
 class StoredRecords:
@@ -90,15 +91,13 @@ def select_split(splits, split: str, name: str):
 
 
 def check_files(parts) -> None:
-  """Raises DataError if a file named by `parts` is missing."""
-  import tensorflow as tf
-  listings = {}
-  for part in parts:
-    directory, base = os.path.split(part.filename)
-    if directory not in listings:
-      listings[directory] = set(tf.io.gfile.listdir(directory))
-    if base not in listings[directory]:
-      raise core.DataError(
-          f"{part.filename} is missing, though the dataset's info counts "
-          f"{part.examples_in_shard} records in it. Restore it, or delete "
-          f"{directory} and prepare the dataset again.")
+  """Raises DataError if a file of `parts` is missing or not a regular file."""
+  unreadable = data_files.find_unreadable(
+      [part.filename for part in parts], max_bytes=None)
+  if unreadable:
+    position, problem = unreadable
+    part = parts[position]
+    raise core.DataError(
+        f"{part.filename} {problem}, though the dataset's info counts "
+        f"{part.examples_in_shard} records in it. Restore it, or delete "
+        f"{os.path.dirname(part.filename)} and prepare the dataset again.")

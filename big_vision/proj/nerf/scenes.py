@@ -7,13 +7,13 @@ ray and a colour are kept on the devices, see `radiance_field`.
 """
 
 from collections.abc import Sequence
-import os
 
 import numpy as np
 from PIL import Image
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
+from big_vision.datasets import data_files
 from big_vision.datasets import registry
 from big_vision.proj.nerf import cameras
 
@@ -51,6 +51,7 @@ class Scene(core.IndexSource):
     self.near, self.far, self.focus = float(near), float(far), float(focus)
     self.background = background
     self._fnames, self._factor = list(fnames), factor
+    check_files(self._fnames, "of the scene")
     self._distance_fnames = distance_fnames
 
   def describe(self, index):
@@ -125,7 +126,7 @@ def read_image(fname: str) -> np.ndarray:
             f"{fname} is an image of mode {image.mode!r}; 8-bit RGB or RGBA is "
             "needed.")
       return np.asarray(image, np.float32) / 255
-  except (OSError, SyntaxError) as error:
+  except (OSError, SyntaxError, Image.DecompressionBombError) as error:
     raise core.DataError(f"{fname} cannot be read: {error}") from error
 
 
@@ -135,10 +136,11 @@ def image_size(fname: str) -> tuple[int, int]:
   Raises:
     DataError: the file is missing or not an image.
   """
+  check_files([fname], "to open")  # Opening a pipe would wait for ever.
   try:
     with Image.open(fname) as image:
       return image.height, image.width
-  except OSError as error:
+  except (OSError, Image.DecompressionBombError) as error:
     raise core.DataError(f"{fname} cannot be read: {error}") from error
 
 
@@ -191,9 +193,10 @@ def check_factor(factor: int):
 
 
 def check_files(fnames: Sequence[str], why: str):
-  """Raises a DataError that names the files that do not exist."""
-  missing = [fname for fname in fnames if not os.path.exists(fname)]
+  """Raises a DataError that names files that are missing or not regular."""
+  missing = [fname for fname in fnames if data_files.find_unreadable([fname])]
   if missing:
     raise core.DataError(
-        f"{len(missing)} of {len(fnames)} files {why} are missing: "
+        f"{len(missing)} of {len(fnames)} files {why} are missing, not regular "
+        "or too large: "
         f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}.")

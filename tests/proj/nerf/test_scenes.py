@@ -1,6 +1,9 @@
 """Cameras and the two formats of scenes."""
 
 import json
+import os
+import struct
+import zlib
 
 from big_vision import config as config_lib
 from big_vision.datasets import core
@@ -10,6 +13,7 @@ from big_vision.proj.nerf import cameras
 from big_vision.proj.nerf import llff
 from big_vision.proj.nerf import scenes
 from big_vision.tools import make_scene
+import deadline
 import numpy as np
 from PIL import Image
 import pytest
@@ -189,7 +193,7 @@ def test_invalid_blender_arguments(folder, wrong, message):
         transform_matrix=np.diag([1, 1, -1, 1]).tolist()),
      r"'./train/r_1' is not a rotation"),
     (lambda c: c["frames"][1].update(file_path="./train/r_7"),
-     "1 of 2 files .* missing: .*r_7.png")])
+     "1 of 2 files .* missing, .*r_7.png")])
 def test_broken_blender_scenes(folder, change, message):
   _edit(folder, change)
   with pytest.raises(core.DataError, match=message):
@@ -211,6 +215,30 @@ def test_broken_images(folder):
   (folder / "transforms_train.json").write_text("{")
   with pytest.raises(core.DataError, match="json cannot be read"):
     blender.open_source(str(folder), "train")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "bomb"])
+def test_images_that_would_hang_or_fill_the_memory_are_refused(folder, kind):
+  for file in (folder / "train").iterdir():
+    file.unlink()
+    if kind == "pipe":
+      os.mkfifo(file)
+    elif kind == "device":
+      file.symlink_to("/dev/zero")
+    else:  # A header that claims 50,000 x 50,000 pixels.
+      chunks = b"\x89PNG\r\n\x1a\n"
+      header = struct.pack(">4sII5B", b"IHDR", 50_000, 50_000, 8, 6, 0, 0, 0)
+      for data in (header, b"IDAT" + zlib.compress(bytes(100))):
+        chunks += struct.pack(">I", len(data) - 4) + data
+        chunks += struct.pack(">I", zlib.crc32(data))
+      file.write_bytes(chunks)
+  problem = {"bomb": "r_0.png cannot be read: .*bomb"}.get(
+      kind, "missing, not regular or too large: .*r_0.png")
+  with deadline.within(20):
+    with pytest.raises(core.DataError, match=problem):
+      blender.open_source(str(folder), "train")
+    with pytest.raises(core.DataError, match=problem):
+      scenes.image_size(str(folder / "train" / "r_0.png"))
 
 
 def test_broken_distances(made, tmp_path):
