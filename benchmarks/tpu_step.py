@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 
-from big_vision.hardware import hlo
+from big_vision.hardware import program as program_lib
 from big_vision.hardware import targets
 from big_vision import config as config_lib
 from big_vision import sharding
@@ -47,7 +47,7 @@ CASES = {
 }
 
 
-def compile_step(case: Case, attention: str) -> hlo.Program:
+def compile_step(case: Case, attention: str) -> program_lib.Program:
   """Compiles the step of a case."""
   config = vit_s16_i1k.get_config()
   with config.unlocked():
@@ -75,7 +75,7 @@ def compile_step(case: Case, attention: str) -> hlo.Program:
         dict(info.batch_spec), jax.tree.map(
             lambda _: sharding.batch_sharding(mesh, rules),
             dict(info.batch_spec)))
-    return hlo.Program(update.lower(
+    return program_lib.Program(update.lower(
         state_lib.with_shardings(shapes, shardings), {}, batch, ()).compile())
 
 

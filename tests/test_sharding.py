@@ -5,7 +5,7 @@ from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import task as task_lib
 from big_vision import tree
-from big_vision.hardware import hlo
+from big_vision.hardware import program as program_lib
 from big_vision.trainers import classification
 import jax
 from jax.sharding import PartitionSpec as P
@@ -180,7 +180,7 @@ def test_tensor_parallelism_never_gathers_parameters():
   batch = state_lib.with_shardings(dict(info.batch_spec), dict.fromkeys(
       info.batch_spec, sharding.batch_sharding(mesh, rules)))
   with sharding.use(mesh, rules):
-    program = hlo.Program(state_lib.make_update(
+    program = program_lib.Program(state_lib.make_update(
         task, jax.random.key(0), where, mesh).lower(
             state_lib.with_shardings(shapes, where), {}, batch, ()).compile())
   assert {c.kind for c in program.collectives} == {"all-reduce"}

@@ -3,9 +3,12 @@
 import functools
 import itertools
 
+from big_vision import sharding
 from big_vision.hardware import flops as flops_lib
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 import pytest
 
 
@@ -78,6 +81,83 @@ def test_convolutions_against_counting(stride, groups):
       range(places), range(out), range(k * k), range(c // groups)))
   image, kernel = _spec(1, h, h, c), _spec(k, k, c // groups, out)
   assert _flops(conv, image, kernel) == counted
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_gradients_of_a_convolution_cost_what_it_costs(stride):
+  """Both gradients multiply the same pairs of numbers as the convolution.
+
+  Each stride equals the size of the kernel, so that every pixel is read once.
+  The gradient by the image dilates its input, that by the kernel its kernel:
+  products with the zeros in between must not count.
+  """
+  conv = functools.partial(
+      jax.lax.conv_general_dilated, window_strides=(stride, stride),
+      padding="VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  image, kernel = _spec(2, 6, 6, 3), _spec(stride, stride, 3, 5)
+  forward = 2 * (2 * 6 * 6 * 3) * 5
+  assert _flops(conv, image, kernel) == forward
+  for argument in (0, 1):
+    def gradient(image, kernel, argument=argument):
+      return jax.grad(lambda *args: conv(*args).sum(), argument)(image, kernel)
+    assert _flops(gradient, image, kernel) == forward
+
+
+@pytest.fixture(name="mesh", scope="module")
+def _mesh():
+  return jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize("spec", [
+    P("a"), P("b"), P(("a", "b")), P("a", "b"), P(None, "b"), P()])
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_shard_map_counts_for_all_devices(mesh, spec, check_vma):
+  """The oracle is the same function without shard_map, and its closed form."""
+  def products(x, w):
+    return jnp.tanh(jnp.einsum("bmd,de->bme", x, w))
+  sharded = jax.shard_map(products, mesh=mesh, in_specs=(spec, P()),
+                          out_specs=spec, check_vma=check_vma)
+  x, w = _spec(16, 8, 4), _spec(4, 6)
+  assert _flops(sharded, x, w) == _flops(products, x, w) == 2 * 16 * 8 * 4 * 6
+  def gradient(fn):
+    return lambda x, w: jax.grad(
+        lambda *args: fn(*args).sum(), argnums=(0, 1))(x, w)
+  assert _flops(gradient(sharded), x, w) == _flops(gradient(products), x, w)
+
+
+def test_nested_and_indexed_shard_maps_count_for_all_devices(mesh):
+  w = _spec(16, 4)
+  def nested(x, w):
+    inner = jax.shard_map(jnp.dot, in_specs=(P("b"), P()), out_specs=P("b"),
+                          axis_names={"b"})
+    return jax.shard_map(inner, mesh=mesh, in_specs=(P("a"), P()),
+                         out_specs=P("a"), axis_names={"a"})(x, w)
+  def indexed(x, w):
+    """Every device multiplies its own part of a shared axis."""
+    def part(x, w):
+      start = 4 * jax.lax.axis_index("a")
+      cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=4)
+      return jax.lax.psum(cut(x, start, axis=1) @ cut(w, start), "a")
+    return jax.shard_map(
+        part, mesh=mesh, in_specs=P(), out_specs=P())(x, w)
+  for fn in (nested, indexed):
+    assert _flops(fn, _spec(8, 16), w) == 2 * 8 * 16 * 4
+
+
+def test_fused_attention_counts_the_same_with_and_without_a_mesh(mesh):
+  from big_vision.layers.attention import fused
+  b, n, m, d = 8, 6, 2, 4
+  x = _spec(b, n, m, d)
+  def gradient(q, k, v):
+    return jax.grad(lambda *args: fused.fused(*args).sum(), (0, 1, 2))(q, k, v)
+  alone = _flops(gradient, x, x, x)
+  # The logits, computed again, and four products of the gradients. A sum does
+  # not need the forward pass itself.
+  assert alone == 5 * (2 * b * m * n * n * d)
+  for rules in ((("act_batch", "a"), ("act_heads", "b")),
+                (("act_batch", "a"),), (("act_batch", ("a", "b")),)):
+    with sharding.use(mesh, rules):
+      assert _flops(gradient, x, x, x) == alone, rules
 
 
 def test_forward_pass_of_a_vit_follows_the_formula():

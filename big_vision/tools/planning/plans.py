@@ -11,7 +11,7 @@ from big_vision import config as config_lib
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision.hardware import flops as flops_lib
-from big_vision.hardware import hlo
+from big_vision.hardware import program as program_lib
 from big_vision.hardware import targets
 from big_vision.run import watchdog
 from big_vision.tools.planning import sizes
@@ -35,7 +35,7 @@ class PhasePlan(NamedTuple):
   first_step: int
   num_steps: int
   static: dict[str, Any]
-  program: hlo.Program
+  program: program_lib.Program
   flops: float
 
   @property
@@ -134,7 +134,7 @@ def _phase_name(
       [f"steps {first_step + 1:,} to {first_step + num_steps:,}", *choices])
 
 
-def _compile(traced, where: str) -> tuple[hlo.Program, float]:
+def _compile(traced, where: str) -> tuple[program_lib.Program, float]:
   """Compiles a traced step.
 
   Args:
@@ -154,7 +154,7 @@ def _compile(traced, where: str) -> tuple[hlo.Program, float]:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     raise DoesNotFitError(f"{_memory_use(str(error))}{where}.") from error
-  return hlo.Program(compiled), flops_lib.count(traced.jaxpr)
+  return program_lib.Program(compiled), flops_lib.count(traced.jaxpr)
 
 
 def _memory_use(message: str) -> str:

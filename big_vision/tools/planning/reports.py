@@ -4,7 +4,7 @@ import collections
 from collections.abc import Iterator
 
 from big_vision import tree
-from big_vision.hardware import hlo
+from big_vision.hardware import program as program_lib
 from big_vision.hardware import targets
 from big_vision.run import progress
 from big_vision.tools.planning import plans
@@ -83,7 +83,7 @@ def _program_lines(phase, hardware, batch_size) -> Iterator[str]:
   yield from _collective_lines(program)
 
 
-def _collective_lines(program: hlo.Program) -> Iterator[str]:
+def _collective_lines(program: program_lib.Program) -> Iterator[str]:
   """Yields a line for each kind of transfer between devices."""
   kinds = collections.defaultdict(lambda: [0, 0., 0.])
   for c in program.collectives:

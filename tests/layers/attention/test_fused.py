@@ -136,7 +136,7 @@ def test_what_devices_cannot_share_is_refused(b, m, message):
     [("act_batch", ("data", "model"))]])
 def test_over_a_mesh_nothing_is_gathered(rules):
   """Each device keeps its examples and heads; values do not change."""
-  from big_vision.hardware import hlo
+  from big_vision.hardware import program as program_lib
   mesh = jax.make_mesh((4, 2), ("data", "model"),
                        axis_types=(AxisType.Auto,) * 2)
   q, k, v = _inputs(b=8, n=6, m=2, d=4)
@@ -148,7 +148,7 @@ def test_over_a_mesh_nothing_is_gathered(rules):
   def fn(q, k, v):
     return attention.attend(q, k, v, impl="fused")
   with sharding.use(mesh, list(rules.items())):
-    program = hlo.Program(fn.lower(q, k, v).compile())
+    program = program_lib.Program(fn.lower(q, k, v).compile())
     out = fn(q, k, v)
   assert not program.collectives
   np.testing.assert_allclose(
