@@ -13,6 +13,7 @@ from big_vision import config as config_lib
 from big_vision import durations
 from big_vision import input_pipeline
 from big_vision import modules
+from big_vision import ranges
 from big_vision import sharding
 from big_vision import state as state_lib
 from big_vision import tree
@@ -62,7 +63,7 @@ def build(config: config_lib.Config, devices=None) -> Built:
       exist.
   """
   trainer = modules.find("trainer", config.get("trainer", "classification"))
-  seed = config.get("seed", 0)
+  seed = _get_seed(config)
   rng_init, rng_train = jax.random.split(jax.random.key(seed))
   mesh = sharding.make_mesh(config.get("mesh", sharding.DEFAULT_MESH), devices)
   preset, strategy = (
@@ -117,7 +118,8 @@ class LoopOptions(NamedTuple):
 
   Attributes:
     log_every: Number of steps between logged measurements.
-    ckpt_every: Number of steps between checkpoints; None saves at the end only.
+    ckpt_every: Number of steps between checkpoints; None or 0 saves at the end
+      only.
     keep_ckpt_every: Number of steps between checkpoints that are kept forever;
       None keeps the newest only.
     keep_best: Options of `checkpoints.Best`.
@@ -153,17 +155,19 @@ def loop_options(config: config_lib.Config, info: Info) -> LoopOptions:
       raise config_lib.ConfigError(
           f"config.{name} is {options.to_dict()}, which has no effect without "
           f"{key!r}; add that or remove config.{name}.")
-  def every(name, default=None):
+  def every(name, default=None, zero=True):
     return durations.get_steps(
         name, config, batch_size=info.batch_size, data_size=info.data_size,
-        total_steps=info.total_steps, default=default)
+        total_steps=info.total_steps, default=default, zero=zero)
   return LoopOptions(
-      log_every=every("log_training", 50), ckpt_every=every("ckpt"),
-      keep_ckpt_every=every("keep_ckpt"),
+      log_every=every("log_training", 50, zero=False),
+      ckpt_every=every("ckpt"),
+      keep_ckpt_every=every("keep_ckpt", zero=False),
       keep_best=config.get("keep_best", {}), resume=config.get("resume"),
       wandb=config.get("wandb"), profile=config.get("profile", {}),
       compilation_cache=config.get("compilation_cache"),
-      max_rollbacks=config.get("max_rollbacks", 0))
+      max_rollbacks=config_lib.get_checked(
+          config, "max_rollbacks", ranges.CountOrZero, 0))
 
 
 def make_evaluators(
@@ -172,8 +176,15 @@ def make_evaluators(
   return evaluators.make_evaluators(
       config.get("evals"), built.task.predict_fns,
       batch_sharding=built.batch_sharding,
-      batch_size=config.get("batch_size_eval", built.info.batch_size),
+      batch_size=config_lib.get_checked(
+          config, "batch_size_eval", ranges.Count, built.info.batch_size),
       total_steps=built.info.total_steps, data_size=built.info.data_size,
       train_batch_size=built.info.batch_size,
       pp_modules=config.get("pp_modules"), workdir=workdir,
-      seed=config.get("seed", 0))
+      seed=_get_seed(config))
+
+
+def _get_seed(config: config_lib.Config) -> int:
+  """Returns the seed of the run; others would alias one that is allowed."""
+  return config_lib.get_checked(config, "seed", ranges.Seed, 0)
+

@@ -5,7 +5,7 @@ A config file returns an `ml_collections.ConfigDict`. The program reads it as a
 typo, an option that does not exist) stops the run before it costs anything.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import difflib
 import inspect
 import json
@@ -13,6 +13,8 @@ import re
 from typing import Any
 
 import ml_collections
+
+from big_vision import ranges
 
 _SECRET = re.compile(r"(^|_)(token|secret|password|api_key)$", re.IGNORECASE)
 
@@ -42,7 +44,8 @@ def call(fn: Callable, kwargs: Mapping[str, Any], where: str, **given):
   Raises:
     ConfigError: `kwargs` has a name that `fn` does not accept or that the
       program sets, or lacks one that `fn` needs; the error lists what `fn`
-      accepts.
+      accepts. Or a value is not one that the annotation of its parameter
+      describes, see `check`.
   """
   parameters = inspect.signature(fn).parameters
   accepted = [
@@ -64,7 +67,89 @@ def call(fn: Callable, kwargs: Mapping[str, Any], where: str, **given):
   if missing:
     raise ConfigError(
         f"{where} lacks {missing}; it has {sorted(kwargs)}.")
+  check_arguments(fn, (), kwargs, where)
   return fn(**given, **kwargs)
+
+
+def check_arguments(
+    fn: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], where: str):
+  """Checks arguments against the annotations of a function's parameters.
+
+  None is allowed where it is the default.
+
+  Args:
+    fn: Callable whose signature `inspect` can read.
+    args: Positional arguments.
+    kwargs: Keyword arguments; others may be missing.
+    where: Path of the arguments in the config, for messages.
+
+  Raises:
+    TypeError: The function does not take these arguments.
+    ConfigError: A value is not one that the annotation describes.
+  """
+  signature = inspect.signature(fn)
+  for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
+    parameter = signature.parameters[name]
+    if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+      if value is not None or parameter.default is not None:
+        check(value, f"{where}.{name}", parameter.annotation)
+
+
+def check(value: Any, where: str, allowed: Any):
+  """Checks the type of a value and the range of a number.
+
+  Args:
+    value: Value of a config.
+    where: Path of the value, for the message.
+    allowed: Annotation that describes the allowed values: `ranges.Count`,
+      `str | None`, ...
+
+  Returns:
+    The value.
+
+  Raises:
+    ConfigError: The value is not allowed.
+  """
+  if not ranges.accepts(value, allowed):
+    raise ConfigError(
+        f"{where} is {value!r}; it must be {ranges.describe(allowed)}.")
+  return value
+
+
+def get_checked(
+    config: Mapping[str, Any], key: str, allowed: Any, default: Any = None, *,
+    where: str | None = None):
+  """Returns a checked value, or `default` if the key is absent or None.
+
+  Args:
+    config: The whole config or a part of it.
+    key: Key to read.
+    allowed: Annotation that describes the allowed values, see `check`.
+    default: Value to return, unchecked, if there is none.
+    where: Path of `config` in the whole config, see `key_path`.
+
+  Raises:
+    ConfigError: The value is not allowed.
+  """
+  value = config.get(key)
+  if value is None:
+    return default
+  return check(value, key_path(config, key, where), allowed)
+
+
+def key_path(
+    config: Mapping[str, Any], key: str, where: str | None = None) -> str:
+  """Returns the path of a key in the whole config, for messages.
+
+  Args:
+    config: The whole config or a part of it.
+    key: Key in `config`.
+    where: Path of `config`; None for that which a `Config` knows, and "config"
+      for any other mapping.
+  """
+  if where is None:
+    where = config._path if isinstance(config, Config) else "config"
+  return f"{where}.{key}"
 
 
 class Config(Mapping):

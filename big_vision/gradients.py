@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision import tree
 
 ValueAndGrad = Callable[[Any, Any, Any], tuple[tuple[Any, Any], Any]]
@@ -42,10 +43,7 @@ def from_config(
   """
   if mean_over not in _MEAN_OVER:
     raise ValueError(f"mean_over is {mean_over!r}; use one of {_MEAN_OVER}.")
-  steps = config.get("grad_accum_steps", 1)
-  if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-    raise config_lib.ConfigError(
-        f"config.grad_accum_steps is {steps!r}; it must be a positive integer.")
+  steps = config_lib.get_checked(config, "grad_accum_steps", ranges.Count, 1)
   if steps > 1 and mean_over != "examples":
     raise config_lib.ConfigError(
         f"config.grad_accum_steps is {steps}, but this trainer's loss compares "

@@ -18,6 +18,7 @@ import numpy as np
 
 from big_vision import batches as batches_lib
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision import sharding as sharding_lib
 from big_vision.datasets import core
 from big_vision.datasets import order
@@ -93,13 +94,11 @@ class TrainingPipeline:
 
   def __init__(self, config, seed, pp_modules):
     preprocessed.import_tensorflow()
-    self._seed = int(seed) % 2 ** 31
-    self.batch_size = config["batch_size"]
-    if not isinstance(self.batch_size, int) or self.batch_size < 1:
-      raise config_lib.ConfigError(
-          f"config.input.batch_size is {self.batch_size!r}; it must be a "
-          "positive integer.")
-    self._skip_errors = bool(config.get("skip_errors", False))
+    self._seed = config_lib.check(seed, "config.seed", ranges.Seed)
+    self.batch_size = config_lib.check(
+        config["batch_size"], "config.input.batch_size", ranges.Count)
+    self._skip_errors = config_lib.get_checked(
+        config, "skip_errors", bool, False, where="config.input")
     data = config["data"]
     if data and all(isinstance(w, (int, float)) for w in data.values()):
       self._parts = [

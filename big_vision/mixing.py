@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from big_vision import config as config_lib
+from big_vision import ranges
 
 
 def make(mixup: Mapping | None = None, cutmix: Mapping | None = None
@@ -30,8 +31,8 @@ def make(mixup: Mapping | None = None, cutmix: Mapping | None = None
     pixels.
 
   Raises:
-    ConfigError: A key does not exist, or p <= 0. While tracing: the batch has
-      an odd size, no image, or labels of another type or shape.
+    ConfigError: A key does not exist, or p is not positive. While tracing: the
+      batch has an odd size, no image, or labels of another type or shape.
   """
   ops = []
   if mixup is not None:
@@ -78,19 +79,11 @@ def _blend(weight, x):
   return (weight * x + (1 - weight) * _partner(x)).astype(x.dtype)
 
 
-def _check_alpha(p: float, where: str):
-  if not p > 0:
-    raise config_lib.ConfigError(
-        f"{where}.p is {p}; the Beta distribution needs p > 0.")
-
-
-def _mixup(p: float):
+def _mixup(p: ranges.Positive):
   """Makes mixup, with the larger weight on the image itself.
 
   Source: arXiv:1710.09412.
   """
-  _check_alpha(p, "config.mixup")
-
   def apply(batch, rng):
     weight = jax.random.beta(rng, p, p)
     weight = jnp.maximum(weight, 1 - weight)
@@ -98,13 +91,11 @@ def _mixup(p: float):
   return apply
 
 
-def _cutmix(p: float):
+def _cutmix(p: ranges.Positive):
   """Makes CutMix, with labels weighted by the area within the image.
 
   Source: arXiv:1905.04899.
   """
-  _check_alpha(p, "config.cutmix")
-
   def apply(batch, rng):
     rng_area, rng_y, rng_x = jax.random.split(rng, 3)
     h, w = batch["image"].shape[1:3]

@@ -82,7 +82,7 @@ def test_arguments_that_cannot_be_parsed_are_named(text, message):
     ({"total_steps": 7}, 7), ({"total_epochs": 2.5}, 25),
     ({"total_examples": 96}, 10), ({"total_percent": 0.26}, 52),
     ({"total_steps": 0}, 0), ({"total_examples": 1}, 1),
-    ({"total_steps": -1}, 99), ({}, 99), ({"total_steps": None}, 99)])
+    ({}, 99), ({"total_steps": None}, 99)])
 def test_durations_in_any_unit_become_steps(keys, steps):
   assert durations.get_steps(
       "total", keys, batch_size=10, data_size=100, total_steps=200,
@@ -92,7 +92,9 @@ def test_durations_in_any_unit_become_steps(keys, steps):
 @pytest.mark.parametrize("keys, message", [
     ({"log_steps": 1, "log_epochs": 1}, "keep one of"),
     ({"log_epochs": 1}, "size of the data or of the batch is not known"),
-    ({"log_percent": 5}, "fraction"),
+    ({"log_percent": 5}, r"config.log_percent is 5; .* a number in \[0, 1\]"),
+    ({"log_steps": -1}, "config.log_steps is -1; .* a number of at least 0"),
+    ({"log_examples": 3e10}, "3,000,000,000 steps; .* most 2,147,483,647"),
     ({"log_steps": "7"}, "must be a number")])
 def test_invalid_durations_are_named(keys, message):
   with pytest.raises(config_lib.ConfigError, match=message):

@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests import ranged
+
 # The argument and changes that fit a config to the generated data.
 FULL = {
     "vit_s16_i1k": (None, {}),
@@ -96,8 +98,11 @@ def test_builds_without_allocating(name, imagenet_like, monkeypatch):
     changes["evals.fewshot.datasets.imagenet"] = (
         "imagenet2012", "train", "validation")
   config = _config(name, arg, **changes)
-  built = build_lib.build(config)
-  build_lib.make_evaluators(config, built)
+  with ranged.recorded() as paths:
+    built = build_lib.build(config)
+    build_lib.loop_options(config, built.info)
+    build_lib.make_evaluators(config, built)
+  ranged.assert_all_numbers_are_checked(config, paths)
   assert built.info.total_steps > 0
   assert built.shapes["params"]
   if name in PARAMETERS:

@@ -102,7 +102,7 @@ def test_accumulation_changes_losses_that_compare_examples():
 
 @pytest.mark.parametrize("steps", [0, -1, 2.0, True, "2"])
 def test_numbers_of_parts_are_checked(steps):
-  with pytest.raises(config_lib.ConfigError, match="a positive integer"):
+  with pytest.raises(config_lib.ConfigError, match="an integer of at least 1"):
     gradients.from_config({"grad_accum_steps": steps})
 
 

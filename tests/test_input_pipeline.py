@@ -230,7 +230,7 @@ def test_random_ops_draw_anew_in_each_epoch(tmp_path, mixed):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(data={"a": 1, "b": 0}), "must be positive"),
+    (dict(data={"a": 1, "b": 0}), "a number above 0"),
     (dict(data={"a": 1, "b": 1e-6}), "never gets a turn"),
     (dict(b=dict(pp="copy('x', 'y')|keep('y')")), "different"),
     (dict(batch_size="8"), "'8'"),

@@ -86,7 +86,7 @@ def test_wrong_options_and_batches_are_named():
       mix({**_batch(), "labels": labels}, jax.random.key(0))
   with pytest.raises(config_lib.ConfigError, match=r"images.*\['tokens'\]"):
     mix({"tokens": jnp.zeros((4, 3))}, jax.random.key(0))
-  with pytest.raises(config_lib.ConfigError, match="p > 0"):
+  with pytest.raises(config_lib.ConfigError, match="a number above 0"):
     mixing.make({"p": 0.})
   with pytest.raises(config_lib.ConfigError, match="fold_in does not exist"):
     mixing.make({"p": 1., "fold_in": None})

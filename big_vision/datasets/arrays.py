@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision.datasets import core
 from big_vision.datasets import data_files
 from big_vision.datasets import memory
@@ -50,7 +51,7 @@ def digits(split: str) -> core.Source:
 _PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
-def photographs(split: str, size: int = 64) -> core.Source:
+def photographs(split: str, size: ranges.Count = 64) -> core.Source:
   """Opens square pieces of the colour photographs that two packages ship.
 
   "china" and "flower" of scikit-learn and "astronaut", "chelsea", "coffee" and
@@ -97,7 +98,7 @@ def photographs(split: str, size: int = 64) -> core.Source:
 def npz(
     fname: str, keys: Sequence[str] | Mapping[str, str] | None = None,
     start: int | float | None = None, stop: int | float | None = None,
-    num_classes: int | None = None) -> core.Source:
+    num_classes: ranges.Count | None = None) -> core.Source:
   """Opens arrays of equal length in an .npz file; example i is their rows i.
 
   Args:

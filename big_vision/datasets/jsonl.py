@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision.datasets import core
 from big_vision.datasets import data_files
 from big_vision.datasets import memory
@@ -17,7 +18,7 @@ from big_vision.datasets import slicing
 def jsonl(
     fname: str, image_keys: Sequence[str] = ("image",),
     start: int | float | None = None, stop: int | float | None = None,
-    num_classes: int | None = None) -> core.Source:
+    num_classes: ranges.Count | None = None) -> core.Source:
   """Opens the examples of a JSONL file.
 
   All lines must have the same keys, and all values of a key the same type.

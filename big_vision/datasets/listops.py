@@ -10,6 +10,7 @@ open a list and name its operator, and 15 closes a list.
 
 import numpy as np
 
+from big_vision import ranges
 from big_vision.datasets import core
 from big_vision.datasets import generated
 
@@ -24,9 +25,10 @@ _BLOCK = 256  # Number of random numbers that are drawn at a time.
 
 
 def listops(
-    split: str, num_examples: int, seed: int = 0, min_length: int = 500,
-    max_length: int = 2000, max_depth: int = 10, max_args: int = 10,
-    min_depth: int | None = None) -> core.Source:
+    split: str, num_examples: ranges.Count, seed: ranges.Seed = 0,
+    min_length: ranges.Count = 500, max_length: ranges.Count = 2000,
+    max_depth: ranges.Count = 10, max_args: ranges.Count = 10,
+    min_depth: ranges.Count | None = None) -> core.Source:
   """Opens expressions of Long Range Arena's grammar, and their values.
 
   A list has an operator (the minimum, the maximum, the median rounded down, or

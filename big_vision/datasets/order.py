@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from big_vision import config as config_lib
+from big_vision import ranges
 
 # Number of positions in which a mixture has its weights exactly.
 MIXTURE_BLOCK = 10_000
@@ -75,10 +76,9 @@ def mixture_slots(weights: Mapping[str, float]) -> list[int]:
   Raises:
     ConfigError: A weight is not positive, or too small to get a position.
   """
+  config_lib.check(
+      weights, "config.input.data", Mapping[str, ranges.Positive])
   total = sum(weights.values())
-  if total <= 0 or min(weights.values()) <= 0:
-    raise config_lib.ConfigError(
-        f"The weights of a mixture must be positive; they are {dict(weights)}.")
   exact = {k: w / total * MIXTURE_BLOCK for k, w in weights.items()}
   counts = {k: int(x) for k, x in exact.items()}
   # The positions left over by rounding down go to the largest remainders.

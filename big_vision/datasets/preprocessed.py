@@ -1,10 +1,12 @@
 """A source together with its preprocessing, and the import of TensorFlow."""
 
 import contextlib
+import functools
 import os
 import sys
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision.datasets import core
 from big_vision.datasets import memory
 from big_vision.datasets import registry
@@ -44,11 +46,12 @@ class PreprocessedSource:
           f"{where}.data is {options}; it needs a `name`, or the weights of a "
           "mixture.")
     self.source = registry.open_source(**options)
-    self._cache_raw = config.get("cache_raw", False)
+    get = functools.partial(config_lib.get_checked, config, where=where)
+    self._cache_raw = get("cache_raw", bool, False)
     self.is_stream = not self._cache_raw and isinstance(
         self.source, core.StreamSource)
     if self.is_stream:
-      self.buffer_size = config.get("shuffle_buffer_size", 10_000)
+      self.buffer_size = get("shuffle_buffer_size", ranges.Count, 10_000)
     pp = config.get("pp", "")
     self._pp = builder.make_preprocess(pp, tuple(pp_modules or ()))
     self.holds_only_indices = not pp and isinstance(

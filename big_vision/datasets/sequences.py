@@ -8,6 +8,7 @@ s + 1; addition also has PLUS. Labels are tokens of the same vocabulary.
 
 import numpy as np
 
+from big_vision import ranges
 from big_vision.datasets import core
 from big_vision.datasets import generated
 
@@ -16,9 +17,10 @@ PLUS = 11  # After the ten digits.
 
 
 def copy(
-    split: str, num_examples: int, seed: int = 0, min_length: int = 1,
-    max_length: int = 10, num_symbols: int = 10,
-    size: int | None = None) -> core.Source:
+    split: str, num_examples: ranges.Count, seed: ranges.Seed = 0,
+    min_length: ranges.Count = 1, max_length: ranges.Count = 10,
+    num_symbols: ranges.Count = 10, size: ranges.Count | None = None
+) -> core.Source:
   """Opens sequences to be repeated: the label of every token is that token.
 
   Examples have
@@ -53,9 +55,10 @@ def copy(
 
 
 def reverse(
-    split: str, num_examples: int, seed: int = 0, min_length: int = 1,
-    max_length: int = 10, num_symbols: int = 10,
-    size: int | None = None) -> core.Source:
+    split: str, num_examples: ranges.Count, seed: ranges.Seed = 0,
+    min_length: ranges.Count = 1, max_length: ranges.Count = 10,
+    num_symbols: ranges.Count = 10, size: ranges.Count | None = None
+) -> core.Source:
   """Opens sequences to be reversed; the rest is as in `copy`."""
   return _Copy(
       name="bv:reverse", backwards=True, split=split, num_examples=num_examples,
@@ -64,8 +67,9 @@ def reverse(
 
 
 def addition(
-    split: str, num_examples: int, seed: int = 0, min_digits: int = 1,
-    max_digits: int = 10, size: int | None = None) -> core.Source:
+    split: str, num_examples: ranges.Count, seed: ranges.Seed = 0,
+    min_digits: ranges.Count = 1, max_digits: ranges.Count = 10,
+    size: ranges.Count | None = None) -> core.Source:
   """Opens sums of two decimal numbers of k digits each.
 
   The 2 k + 1 tokens are the digits of a, PLUS, and the digits of b, each number

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision.evaluators import harness
 from big_vision.evaluators import representation
 
@@ -38,10 +39,12 @@ class Evaluator:
   def __init__(
       self, predict_fn: Callable, loader: harness.Loader, *,
       datasets: Mapping[str, Sequence[str | Mapping[str, Any] | None]],
-      pp_train: str, pp_eval: str, shots: Sequence[int] = (1, 5, 10, 25),
-      l2_reg: float = 2. ** 10, representation_layer: str | None = None,
-      num_seeds: int = 3, label_key: str = "label",
-      display_first: Sequence[tuple[str, int]] = (),
+      pp_train: str, pp_eval: str,
+      shots: Sequence[ranges.Count] = (1, 5, 10, 25),
+      l2_reg: ranges.NotNegative = 2. ** 10,
+      representation_layer: str | None = None,
+      num_seeds: ranges.Count = 3, label_key: str = "label",
+      display_first: Sequence[tuple[str, ranges.Count]] = (),
       allow_fewer: bool = False):
     """Opens the data; compiles and reads nothing yet.
 

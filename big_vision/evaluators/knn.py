@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision import sharding
 from big_vision.evaluators import harness
 from big_vision.evaluators import representation
@@ -34,8 +35,10 @@ class Evaluator:
   def __init__(
       self, predict_fn: Callable, loader: harness.Loader, *,
       data: Mapping[str, Any], data_train: Mapping[str, Any], pp_fn: str,
-      pp_train: str | None = None, k: int | Sequence[int] = 20,
-      temperature: float = 0.07, representation_layer: str | None = None,
+      pp_train: str | None = None,
+      k: ranges.Count | Sequence[ranges.Count] = 20,
+      temperature: ranges.Positive = 0.07,
+      representation_layer: str | None = None,
       label_key: str = "label"):
     """Opens the data; compiles and reads nothing yet.
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from big_vision import files
+from big_vision import ranges
 from big_vision.evaluators import harness
 
 
@@ -26,7 +27,7 @@ class Evaluator:
   def __init__(
       self, predict_fn: Callable, loader: harness.Loader, *,
       data: Mapping[str, Any], pp_fn: str, outfile: str,
-      num_examples: int = 32, label_key: str = "labels"):
+      num_examples: ranges.Count = 32, label_key: str = "labels"):
     """Opens the data; compiles and reads nothing yet.
 
     Args:

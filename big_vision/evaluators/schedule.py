@@ -11,6 +11,7 @@ import jax
 from big_vision import config as config_lib
 from big_vision import durations
 from big_vision import modules
+from big_vision import ranges
 from big_vision import sharding
 from big_vision.evaluators import harness
 from big_vision.run import pictures
@@ -128,13 +129,15 @@ def make_evaluators(
           f"{sorted(predict_fns)}.")
     pred_kw = harness.plain(take("pred_kw", {}))
     prefix = take("prefix", f"{name}/")
-    skip_first = take("skip_first", False)
+    skip_first = config_lib.check(
+        take("skip_first", False), f"{path}.skip_first", bool)
     log_steps = None if total_steps is None else durations.get_steps(
         "log", options, batch_size=train_batch_size, data_size=data_size,
-        total_steps=total_steps)
+        total_steps=total_steps, where=path)
     for unit in ("steps", "examples", "epochs", "percent"):
       take(f"log_{unit}")
-    own_loader = loader.with_batch_size(take("batch_size", batch_size))
+    own_loader = loader.with_batch_size(config_lib.check(
+        take("batch_size", batch_size), f"{path}.batch_size", ranges.Count))
     sharding.check_divides(
         own_loader.batch_size, batch_sharding, f"{path}.batch_size")
 

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from big_vision import ranges
 from big_vision import tree
 from big_vision import weights
 from big_vision.layers import checks
@@ -80,11 +81,11 @@ class Model(nn.Module):
     dtype_mm: dtype of activations. Parameters, their standardization, GroupNorm
       statistics, pooling, pre_logits and logits are float32 regardless.
   """
-  num_classes: int | None = None
-  depth: int | Sequence[int] = 50
-  width: float = 1.0
-  groups: int = 1
-  group_width: int | None = None
+  num_classes: ranges.Count | None = None
+  depth: ranges.Count | Sequence[ranges.Count] = 50
+  width: ranges.Positive = 1.0
+  groups: ranges.Count = 1
+  group_width: ranges.Count | None = None
   head_zeroinit: bool = True
   dtype_mm: str = "float32"
 

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from big_vision import ranges
 from big_vision import weights
 from big_vision.layers import activation_sharding
 from big_vision.layers import checks
@@ -119,13 +120,13 @@ class Mixer(nn.Module):
     dtype_mm: dtype of activations. Parameters, LayerNorm statistics, pooling,
       pre_logits and logits are float32 regardless.
   """
-  num_classes: int | None = None
-  patch_size: int | Sequence[int] = (16, 16)
-  width: int = 768
-  depth: int = 12
-  tokens_mlp_dim: int = 384
-  channels_mlp_dim: int = 3072
-  stoch_depth: float = 0.0
+  num_classes: ranges.Count | None = None
+  patch_size: ranges.Count | Sequence[ranges.Count] = (16, 16)
+  width: ranges.Count = 768
+  depth: ranges.Count = 12
+  tokens_mlp_dim: ranges.Count = 384
+  channels_mlp_dim: ranges.Count = 3072
+  stoch_depth: ranges.Decay = 0.0
   stoch_depth_mode: str = "inverted"
   remat_policy: str = "none"
   dtype_mm: str = "float32"
@@ -207,8 +208,8 @@ class Mixer(nn.Module):
 
 
 @variants.takes_fields_of(Mixer)
-def Model(num_classes: int | None = None, *, variant: str | None = None,
-          **kw) -> Mixer:  # pylint: disable=invalid-name
+def Model(num_classes: ranges.Count | None = None, *,
+          variant: str | None = None, **kw) -> Mixer:  # pylint: disable=invalid-name
   """Returns a Mixer; `variant` ("B/16") gives the sizes that `kw` does not."""
   return Mixer(num_classes, **{**decode_variant(variant), **kw})
 

@@ -11,6 +11,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
+from big_vision import ranges
 from big_vision import weights
 from big_vision.layers import activation_sharding
 from big_vision.layers import checks
@@ -46,16 +47,16 @@ class TextTransformer(nn.Module):
       pooling and logits are float32 regardless.
     attention: implementation, see `attention.MultiHeadAttention`.
   """
-  num_classes: int | None = None
-  vocab_size: int = 32_000
-  width: int = 512
-  depth: int = 12
-  mlp_dim: int | None = None
-  num_heads: int = 8
+  num_classes: ranges.Count | None = None
+  vocab_size: ranges.Count = 32_000
+  width: ranges.Count = 512
+  depth: ranges.Count = 12
+  mlp_dim: ranges.Count | None = None
+  num_heads: ranges.Count = 8
   posemb: str = "learn"
   pool_type: str = "gap"
   head_zeroinit: bool = True
-  dropout: float = 0.0
+  dropout: ranges.Decay = 0.0
   scan: bool = False
   remat_policy: str = "none"
   dtype_mm: str = "float32"

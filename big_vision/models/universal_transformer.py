@@ -29,6 +29,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vision import ranges
 from big_vision import weights
 from big_vision.layers import activation_sharding
 from big_vision.layers import adaptive_steps
@@ -79,22 +80,22 @@ class UniversalTransformer(nn.Module):
       everything about halting, output and logits are float32 regardless.
     attention: implementation, see `attention.MultiHeadAttention`.
   """
-  num_classes: int | None = None
-  vocab_size: int | None = None
-  patch_size: int | Sequence[int] = (16, 16)
-  width: int = 768
-  mlp_dim: int | None = None
-  num_heads: int = 12
-  max_steps: int = 12
+  num_classes: ranges.Count | None = None
+  vocab_size: ranges.Count | None = None
+  patch_size: ranges.Count | Sequence[ranges.Count] = (16, 16)
+  width: ranges.Count = 768
+  mlp_dim: ranges.Count | None = None
+  num_heads: ranges.Count = 12
+  max_steps: ranges.Count = 12
   halting: str = "act"
-  epsilon: float = 0.01
+  epsilon: ranges.Decay = 0.01
   transition: str = "dense"
   norm: str = "post"
   posemb: str = "sincos"
-  max_shift: int = 0
+  max_shift: ranges.CountOrZero = 0
   pool_type: str = "gap"
   head_zeroinit: bool = True
-  dropout: float = 0.0
+  dropout: ranges.Decay = 0.0
   eval_loop: str = "while"
   remat_policy: str = "none"
   dtype_mm: str = "float32"

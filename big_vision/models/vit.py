@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from big_vision import ranges
 from big_vision.layers import activation_sharding
 from big_vision.layers import checks
 from big_vision.layers import pooling
@@ -85,16 +86,16 @@ class ViT(nn.Module):
       weights to `out`. A probe's attention is always dense.
     gelu: "tanh" (approximation, as published weights) or "erf" (exact).
   """
-  num_classes: int | None = None
-  patch_size: int | Sequence[int] = (16, 16)
-  width: int = 768
-  depth: int = 12
-  mlp_dim: int | None = None
-  num_heads: int = 12
+  num_classes: ranges.Count | None = None
+  patch_size: ranges.Count | Sequence[ranges.Count] = (16, 16)
+  width: ranges.Count = 768
+  depth: ranges.Count = 12
+  mlp_dim: ranges.Count | None = None
+  num_heads: ranges.Count = 12
   posemb: str = "learn"
-  rep_size: int | bool = False
-  dropout: float = 0.0
-  stoch_depth: float = 0.0
+  rep_size: ranges.Count | bool = False
+  dropout: ranges.Decay = 0.0
+  stoch_depth: ranges.Decay = 0.0
   stoch_depth_mode: str = "inverted"
   pool_type: str = "gap"
   head_zeroinit: bool = True
@@ -194,8 +195,8 @@ class ViT(nn.Module):
 
 
 @variants.takes_fields_of(ViT)
-def Model(num_classes: int | None = None, *, variant: str | None = None,
-          **kw) -> ViT:  # pylint: disable=invalid-name
+def Model(num_classes: ranges.Count | None = None, *,
+          variant: str | None = None, **kw) -> ViT:  # pylint: disable=invalid-name
   """Makes a ViT; `variant` ("B/16") gives the sizes that `kw` does not."""
   return ViT(num_classes, **{**decode_variant(variant), **kw})
 

@@ -6,12 +6,16 @@ Like optax's `scale_by_*`, they apply neither a learning rate nor its sign.
 import jax.numpy as jnp
 import optax
 
+from big_vision import ranges
+
 
 def scale_by_adafactor(
-    min_dim_size_to_factor: int = 32, decay_rate: float = 0.8,
-    decay_offset: int = 0, beta2_cap: float = 0.999,
-    clipping_threshold: float | None = None, momentum: float | None = 0.9,
-    dtype_momentum: str = "bfloat16", eps: float = 1e-30
+    min_dim_size_to_factor: ranges.Count = 32,
+    decay_rate: ranges.Positive = 0.8, decay_offset: ranges.CountOrZero = 0,
+    beta2_cap: ranges.Decay = 0.999,
+    clipping_threshold: ranges.NotNegative | None = None,
+    momentum: ranges.Decay | None = 0.9,
+    dtype_momentum: str = "bfloat16", eps: ranges.NotNegative = 1e-30
 ) -> optax.GradientTransformation:
   """Scales by Adafactor without parameter scaling and with a capped beta2.
 
@@ -24,8 +28,8 @@ def scale_by_adafactor(
     decay_rate: Exponent of the second moment's decay, see above.
     decay_offset: Step at which the decay starts, for fine-tuning.
     beta2_cap: Upper limit of the second moment's decay, in [0, 1).
-    clipping_threshold: Largest root mean square of a parameter's update; None
-      does not clip.
+    clipping_threshold: Largest root mean square of a parameter's update; 0 or
+      None does not clip.
     momentum: Decay of the updates' running mean, in [0, 1); None keeps none.
     dtype_momentum: Name of the dtype of that mean.
     eps: Number added to squared gradients.
@@ -48,7 +52,8 @@ def scale_by_adafactor(
 
 
 def momentum_hp(
-    momentum: float = 0.9, dtype: str = "bfloat16", nesterov: bool = False
+    momentum: ranges.Decay = 0.9, dtype: str = "bfloat16",
+    nesterov: bool = False
 ) -> optax.GradientTransformation:
   """Accumulates heavy-ball momentum, by default in half precision.
 

@@ -9,13 +9,16 @@ so weight decay is not multiplied by lr: AdamW with decay w corresponds to
 wd = w * lr.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import inspect
 import operator
 from typing import Any
 
 import optax
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision import tree
 from big_vision.optim import adafactor
 from big_vision.optim import schedules
@@ -24,6 +27,8 @@ _OWN = {"big_vision.scale_by_adafactor": adafactor.scale_by_adafactor,
         "big_vision.momentum_hp": adafactor.momentum_hp,
         "big_vision.sgd": optax.identity}
 _DECAYED = ((".*/kernel$", 1.0),)
+# Arguments of optax's functions that keep a part of an old value.
+_DECAYS = ("b1", "b2", "b3", "decay", "rho")
 
 
 def make(
@@ -32,13 +37,14 @@ def make(
   """Makes the optimizer that a config describes.
 
   Gradients are, in this order: clipped by `grad_clip_norm`, the global norm of
-  all trainable parameters; transformed by `optax_name` with the arguments
-  `optax`; multiplied by `lr` and by `lr_mults`; increased by `wd` times
-  `wd_mults` times the parameter; multiplied by the schedule of the parameter's
-  group and by -1. Regexes match whole names, and the first match counts.
-  `wd_mults` defaults to 1 for ".*/kernel" and 0 for all others. A group whose
-  schedule is None is frozen: its updates are exactly 0, without weight decay,
-  it has no optimizer state, and its gradients do not count in the global norm.
+  all trainable parameters (0 does not clip); transformed by `optax_name` with
+  the arguments `optax`; multiplied by `lr` and by `lr_mults`; increased by `wd`
+  times `wd_mults` times the parameter; multiplied by the schedule of the
+  parameter's group and by -1. Regexes match whole names, and the first match
+  counts. `wd_mults` defaults to 1 for ".*/kernel" and 0 for all others. A group
+  whose schedule is None is frozen: its updates are exactly 0, without weight
+  decay, it has no optimizer state, and its gradients do not count in the global
+  norm.
 
   Args:
     config: Reads optax_name, optax, lr, lr_mults, wd, wd_mults, schedule,
@@ -69,18 +75,21 @@ def make(
   trained = trainable_mask(config, params)
 
   chain = []
-  if (clip := config.get("grad_clip_norm")) is not None:
+  get = functools.partial(config_lib.get_checked, config)
+  if clip := get("grad_clip_norm", ranges.NotNegative):
     chain.append(optax.masked(optax.clip_by_global_norm(clip), trained))
   chain.append(optax.masked(_make_core(config), trained))
-  chain.append(optax.scale(config["lr"]))
-  for mask, mult in _masks(config.get("lr_mults"), params, "lr_mults"):
-    if mult <= 0:
+  chain.append(optax.scale(config_lib.check(
+      config["lr"], config_lib.key_path(config, "lr"), ranges.Positive)))
+  lr_mults = get("lr_mults", Sequence[tuple[str, ranges.NotNegative]])
+  for mask, mult in _masks(lr_mults, params, "lr_mults"):
+    if not mult:
       raise config_lib.ConfigError(
-          f"config.lr_mults has {mult}; to freeze parameters, give them the "
-          "schedule None.")
+          f"config.lr_mults has {mult}; it must be a number above 0. To freeze "
+          "parameters, give them the schedule None.")
     chain.append(optax.masked(optax.scale(mult), mask))
-  if (decay := config.get("wd")):
-    mults = config.get("wd_mults")
+  if decay := get("wd", ranges.NotNegative):
+    mults = get("wd_mults", Sequence[tuple[str, ranges.NotNegative]])
     strict = mults is not None
     for mask, mult in _masks(mults if strict else _DECAYED, params, "wd_mults",
                              strict=strict):
@@ -94,7 +103,7 @@ def make(
       continue
     fn = schedules.create_schedule(
         total_steps=total_steps, batch_size=batch_size, data_size=data_size,
-        **schedule)
+        where=config_lib.key_path(config, "schedule"), **schedule)
     chain.append(optax.masked(optax.scale_by_schedule(fn), mask))
     sched_fns[f"global_schedule{i}"] = fn
   if len(sched_fns) == 1:
@@ -137,7 +146,27 @@ def _make_core(config) -> optax.GradientTransformation:
           f"config.optax_name is {name!r}; it must be a `scale_by_*` of optax "
           f"or one of {sorted(_OWN)}"
           f"{config_lib.nearest(f'scale_by_{last}', known)}.{why}")
-  return config_lib.call(fn, config.get("optax", {}), "config.optax")
+  options = config.get("optax", {})
+  where = config_lib.key_path(config, "optax")
+  if name not in _OWN:
+    _check_optax(fn, options, where)
+  return config_lib.call(fn, options, where)
+
+
+def _check_optax(fn: Callable, options: Mapping[str, Any], where: str):
+  """Checks numbers for a function of optax, whose annotations are wider.
+
+  Raises:
+    ConfigError: A decay is not in [0, 1), or another number is negative.
+  """
+  for name, parameter in inspect.signature(fn).parameters.items():
+    default = parameter.default
+    is_number = isinstance(default, (int, float)) and (
+        not isinstance(default, bool))
+    if name in options and (is_number or name in _DECAYS):
+      config_lib.check(
+          options[name], f"{where}.{name}",
+          ranges.Decay if name in _DECAYS else ranges.NotNegative)
 
 
 def _schedule_groups(config) -> list[tuple[str, Any]]:

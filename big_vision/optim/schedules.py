@@ -1,6 +1,6 @@
 """Learning-rate schedules: functions from the step to a multiplier."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,11 +8,13 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision import durations
+from big_vision import ranges
 
 
 def create_schedule(
     *, total_steps: int, batch_size: int | None = None,
-    data_size: int | None = None, decay_type: str = "stair", mult: float = 1.0,
+    data_size: int | None = None, where: str = "config.schedule",
+    decay_type: str = "stair", mult: float = 1.0,
     scale_with_batchsize: bool = False, **kw) -> Callable[[Any], Any]:
   """Makes a function from the step t to a multiplier of the learning rate.
 
@@ -38,6 +40,7 @@ def create_schedule(
     batch_size: Number of examples in a step, for durations in examples and
       epochs.
     data_size: Number of examples in an epoch, for durations in epochs.
+    where: Path of the schedule in the config, for messages.
     decay_type: Name of a schedule in the list above.
     mult: Multiplier after the warm-up, b.
     scale_with_batchsize: Whether to multiply b by batch_size / 256.
@@ -55,11 +58,15 @@ def create_schedule(
         f"Unknown decay_type {decay_type!r}"
         f"{config_lib.nearest(decay_type, _DECAYS)}; use one of "
         f"{sorted(_DECAYS)}.")
+  config_lib.check(mult, f"{where}.mult", ranges.Positive)
+  config_lib.check(
+      scale_with_batchsize, f"{where}.scale_with_batchsize", bool)
   measures = dict(batch_size=batch_size, data_size=data_size,
                   total_steps=total_steps)
 
-  def take(prefix, default):
-    steps = durations.get_steps(prefix, kw, default=default, **measures)
+  def take(prefix, default, zero=True):
+    steps = durations.get_steps(
+        prefix, kw, default=default, zero=zero, where=where, **measures)
     for unit in ("steps", "epochs", "examples", "percent"):
       kw.pop(f"{prefix}_{unit}", None)
     return steps
@@ -68,7 +75,9 @@ def create_schedule(
   lengths = {"rsqrt": (("timescale", 10_000), ("shift", 0)),
              "exponential": (("timescale", max(1, total_steps)),)}
   for key, default in lengths.get(decay_type, ()):
-    kw[key] = take(key, kw.pop(key, default))
+    default = config_lib.check(
+        kw.pop(key, default), f"{where}.{key}", ranges.NotNegative)
+    kw[key] = take(key, default, zero=key != "timescale")
   warmup, cooldown = take("warmup", 0), take("cooldown", 0)
   if scale_with_batchsize:
     mult = mult * batch_size / 256
@@ -78,7 +87,7 @@ def create_schedule(
         "run is left. Train longer (config.total_steps or total_epochs), use "
         "smaller batches (config.input.batch_size), or warm up for less time.")
   decay = config_lib.call(
-      _DECAYS[decay_type], kw, f"schedule of type {decay_type!r}", base=mult)
+      _DECAYS[decay_type], kw, where, base=mult)
 
   def schedule(step):
     t = jnp.asarray(step, jnp.float32)
@@ -92,27 +101,32 @@ def create_schedule(
   return schedule
 
 
-def _cosine(base, end=0.0):
+def _cosine(base, end: ranges.NotNegative = 0.0):
   return lambda t, since_warmup, p: (
       end + (base - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * p)))
 
 
-def _polynomial(base, power=1.0, end=0.0, linear_end=None):
+def _polynomial(
+    base, power: ranges.Positive = 1.0, end: ranges.NotNegative = 0.0,
+    linear_end: ranges.NotNegative | None = None):
   end = end if linear_end is None else linear_end
   return lambda t, since_warmup, p: end + (base - end) * (1.0 - p) ** power
 
 
-def _rsqrt(base, timescale, shift):
+def _rsqrt(base, timescale: ranges.Positive, shift: ranges.NotNegative):
   return lambda t, since_warmup, p: base / jnp.sqrt(
       1.0 + (jnp.maximum(since_warmup, 0.0) + shift) / timescale)
 
 
-def _exponential(base, timescale, rate=0.1):
+def _exponential(
+    base, timescale: ranges.Positive, rate: ranges.Positive = 0.1):
   return lambda t, since_warmup, p: base * rate ** (
       jnp.maximum(since_warmup, 0.0) / timescale)
 
 
-def _stair(base, steps=(), mults=()):
+def _stair(
+    base, steps: Sequence[ranges.CountOrZero] = (),
+    mults: Sequence[ranges.NotNegative] = ()):
   if len(steps) != len(mults) or list(steps) != sorted(steps):
     raise config_lib.ConfigError(
         f"A stair needs ascending steps and as many mults; got {list(steps)} "

@@ -9,6 +9,8 @@ import os
 
 import jax
 
+from big_vision import ranges
+
 
 class Profiler:
   """Traces a range of steps; a context manager.
@@ -23,8 +25,8 @@ class Profiler:
     ValueError: `first_step` or `num_steps` is less than 1.
   """
 
-  def __init__(self, workdir: str, *, first_step: int | None = None,
-               num_steps: int = 3):
+  def __init__(self, workdir: str, *, first_step: ranges.Count | None = None,
+               num_steps: ranges.Count = 3):
     if first_step is not None and (first_step < 1 or num_steps < 1):
       raise ValueError(
           f"Steps are counted from 1; got first_step={first_step}, "

@@ -23,6 +23,7 @@ import time
 from typing import Any
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision.run import ending
 from big_vision.run import exit_codes
 from big_vision.run import peers
@@ -96,13 +97,6 @@ def from_config(config: config_lib.Config) -> "Watchdog":
           f"config.watchdog is {limits!r}; it must be limits in seconds, "
           "such as dict(step_s=600), or 0 to switch it off.")
     limits = {f"{name}_s": 0 for name in (*peers.PHASES, "peer")}
-  for name, value in limits.items():
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, (int, float)) or
-        value < 0):
-      raise config_lib.ConfigError(
-          f"config.watchdog.{name} is {value!r}; it must be a number of "
-          "seconds, 0 for no limit.")
   return config_lib.call(Watchdog, limits, "config.watchdog")
 
 
@@ -127,11 +121,14 @@ class Watchdog:
     peers: Places of the run's processes.
   """
 
-  def __init__(self, *, start_s: float | None = 3600,
-               compile_s: float | None = 3600, data_s: float | None = 3600,
-               step_s: float | None = 1800, eval_s: float | None = 7200,
-               checkpoint_s: float | None = 3600, peer_s: float | None = 120,
-               grace_s: float | None = 25):
+  def __init__(self, *, start_s: ranges.NotNegative | None = 3600,
+               compile_s: ranges.NotNegative | None = 3600,
+               data_s: ranges.NotNegative | None = 3600,
+               step_s: ranges.NotNegative | None = 1800,
+               eval_s: ranges.NotNegative | None = 7200,
+               checkpoint_s: ranges.NotNegative | None = 3600,
+               peer_s: ranges.NotNegative | None = 120,
+               grace_s: ranges.NotNegative | None = 25):
     self._limits = dict(
         start=start_s, compile=compile_s, data=data_s, step=step_s,
         eval=eval_s, checkpoint=checkpoint_s)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 import contextlib
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh
 import numpy as np
 
 from big_vision import config as config_lib
+from big_vision import ranges
 
 DEFAULT_MESH = (("data", -1),)
 
@@ -28,11 +29,13 @@ def make_mesh(
     A mesh whose axes are all of the type `Auto`.
 
   Raises:
-    ConfigError: An axis is named twice, the product of the sizes differs from
-      the number of devices, or the links of the devices do not allow this
-      arrangement.
+    ConfigError: A size is not positive, an axis is named twice, the product of
+      the sizes differs from the number of devices, or the links of the devices
+      do not allow this arrangement.
   """
   devices = jax.devices() if devices is None else devices
+  config_lib.check(
+      axes, "config.mesh", Sequence[tuple[str, Literal[-1] | ranges.Count]])
   names = tuple(name for name, _ in axes)
   sizes = _resolve_sizes(axes, len(devices))
   num_slices = len({getattr(device, "slice_index", 0) for device in devices})

@@ -14,6 +14,7 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision import op_string
+from big_vision import ranges
 from big_vision import tree
 from big_vision.sharding import mesh as mesh_lib
 
@@ -76,9 +77,11 @@ def _apply(op, spec, leaf, name, mesh, rules):
     raise config_lib.ConfigError(
         f"Unknown sharding op {op.name!r} for {name}"
         f"{config_lib.nearest(op.name, _OPS)}; use one of {sorted(_OPS)}.")
+  make = _OPS[op.name]
   try:
-    return _OPS[op.name](*op.args, **op.kwargs)(
-        spec, leaf, name, mesh=mesh, rules=rules)
+    config_lib.check_arguments(
+        make, op.args, op.kwargs, f"config.sharding_strategy: {op.name}")
+    return make(*op.args, **op.kwargs)(spec, leaf, name, mesh=mesh, rules=rules)
   except TypeError as error:  # The op has no such argument.
     raise config_lib.ConfigError(
         f"sharding_strategy, {op.text!r}: {error}.") from error
@@ -111,7 +114,9 @@ def _replicate():
   return apply
 
 
-def _fsdp(axis="data", min_size_to_shard_mb=4):
+def _fsdp(
+    axis: str | Sequence[str] = "data",
+    min_size_to_shard_mb: ranges.NotNegative = 4):
   axis = tuple(axis) if isinstance(axis, (list, tuple)) else axis
 
   def apply(spec, leaf, name, mesh, **unused):
@@ -131,7 +136,9 @@ def _fsdp(axis="data", min_size_to_shard_mb=4):
   return apply
 
 
-def _shard_dim(axis, dim, ignore_ndim_error=False):
+def _shard_dim(
+    axis: str | Sequence[str], dim: ranges.Integer,
+    ignore_ndim_error: bool = False):
   axis = tuple(axis) if isinstance(axis, (list, tuple)) else axis
 
   def apply(spec, leaf, name, mesh, **unused):

@@ -104,7 +104,9 @@ def _print_table(paths: Sequence[str]):
       plan = None
     name = next(argument.removeprefix("--config=")
                 for argument in command if ".py" in argument)
-    print(reports.table_row(os.path.basename(name), plan, hardware), flush=True)
+    file, colon, arg = name.partition(":")
+    name = f"{os.path.basename(file)}{colon}{arg}"
+    print(reports.table_row(name, plan, hardware), flush=True)
 
 
 def define_flags():
@@ -113,12 +115,15 @@ def define_flags():
       "Config to plan: FILE.py or FILE.py:arg=value,...")
   flags.DEFINE_string(
       "topology", None, "TPU slice, such as v5e:16x16, v5p:8x8x16 or v6e:4x4.")
-  flags.DEFINE_integer("num_slices", 1, "Number of such slices.")
   flags.DEFINE_integer(
-      "devices", None, "Number of simulated devices, in place of --topology.")
+      "num_slices", 1, "Number of such slices.", lower_bound=1)
+  flags.DEFINE_integer(
+      "devices", None, "Number of simulated devices, in place of --topology.",
+      lower_bound=1)
   flags.DEFINE_string(
       "chip", None, "Chip that they stand for: h100, h200, a100 or cpu.")
-  flags.DEFINE_float("price", None, "Price of a chip for an hour.")
+  flags.DEFINE_float(
+      "price", None, "Price of a chip for an hour.", lower_bound=0)
   flags.DEFINE_bool(
       "table", False, "Print one row for each config file on the command line.")
 

@@ -12,6 +12,7 @@ from big_vision import durations
 from big_vision import losses
 from big_vision import mixing
 from big_vision import modules
+from big_vision import ranges
 from big_vision import task as task_lib
 from big_vision import tree
 from big_vision.layers import attention
@@ -59,11 +60,14 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   network = _Network(
       model=config_lib.call(
           models.Model, config.get("model", {}), "config.model",
-          num_classes=config.num_classes),
+          num_classes=config_lib.check(
+              config.num_classes, "config.num_classes", ranges.Count)),
       input_keys=tuple(config.get("model_inputs", ("image",))),
-      head_bias=config.get("init_head_bias"))
+      head_bias=config_lib.get_checked(
+          config, "init_head_bias", ranges.Number))
   xent = losses.get_loss(config.get("loss", "sigmoid_xent"))
-  aux_weights = dict(config.get("aux_losses", {}))
+  aux_weights = dict(config_lib.get_checked(
+      config, "aux_losses", Mapping[str, ranges.Number], {}))
 
   batch_spec = dict(info.batch_spec)
   # The key is made within the trace, so that planning for devices that do not

@@ -27,8 +27,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from big_vision import config as config_lib
 from big_vision import gradients
 from big_vision import optim
+from big_vision import ranges
 from big_vision import task as task_lib
 from big_vision.task import Info, Task
 
@@ -142,7 +144,7 @@ def make(config: Mapping[str, Any], params_spec, info: Info, *,
   return Learner(
       optimizer=make_optimizer(config, params_spec, info),
       transform=gradients.from_config(config, mean_over=mean_over),
-      ema_decay=config.get("ema_decay"))
+      ema_decay=config_lib.get_checked(config, "ema_decay", ranges.Decay))
 
 
 def make_optimizer(

@@ -6,13 +6,13 @@ MUTATIONS = [
     # The watchdog.
     Mutation(
         file="big_vision/run/watchdog.py",
-        old="step_s: float | None = 1800,",
-        new="step_s: float | None = 180000,",
+        old="step_s: ranges.NotNegative | None = 1800,",
+        new="step_s: ranges.NotNegative | None = 180000,",
         test="tests/run/test_watchdog.py::test_the_documented_defaults"),
     Mutation(
         file="big_vision/run/watchdog.py",
-        old="peer_s: float | None = 120,",
-        new="peer_s: float | None = 12000,",
+        old="peer_s: ranges.NotNegative | None = 120,",
+        new="peer_s: ranges.NotNegative | None = 12000,",
         test="tests/run/test_watchdog.py::test_the_documented_defaults"),
     Mutation(
         file="big_vision/run/watchdog.py",

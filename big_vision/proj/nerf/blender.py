@@ -15,15 +15,16 @@ import os
 import numpy as np
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision.datasets import core
 from big_vision.proj.nerf import cameras
 from big_vision.proj.nerf import scenes
 
 
 def open_source(
-    path: str, split: str, factor: int = 1, skip: int = 1,
+    path: str, split: str, factor: ranges.Count = 1, skip: ranges.Count = 1,
     white_background: bool = True, pixel_center: bool = False,
-    near: float = 2.0, far: float = 6.0) -> scenes.Scene:
+    near: ranges.NotNegative = 2.0, far: ranges.Positive = 6.0) -> scenes.Scene:
   """Opens a scene in the Blender format.
 
   Args:

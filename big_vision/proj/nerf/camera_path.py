@@ -9,6 +9,7 @@ from PIL import Image
 
 from big_vision import config as config_lib
 from big_vision import files
+from big_vision import ranges
 from big_vision.evaluators import harness
 from big_vision.proj.nerf import cameras
 from big_vision.proj.nerf import render_images
@@ -24,7 +25,7 @@ class Evaluator:
   def __init__(
       self, predict_fn: Callable, loader: harness.Loader, *,
       data: Mapping[str, Any], outfile: str, kind: str = "orbit",
-      num_frames: int = 40, frames_per_second: float = 12.5):
+      num_frames: ranges.Count = 40, frames_per_second: ranges.Positive = 12.5):
     """Opens the scene and plans the path; compiles nothing yet.
 
     Args:

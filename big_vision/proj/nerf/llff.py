@@ -16,6 +16,7 @@ import os
 import numpy as np
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision.datasets import core
 from big_vision.proj.nerf import cameras
 from big_vision.proj.nerf import scenes
@@ -27,7 +28,8 @@ _BOUND_SCALE = 0.75
 
 
 def open_source(
-    path: str, split: str, factor: int = 8, hold_out: int = 8,
+    path: str, split: str, factor: ranges.Count = 8,
+    hold_out: ranges.CountOrZero = 8,
     spherify: bool = False, ndc: bool = True, pixel_center: bool = False
 ) -> scenes.Scene:
   """Opens a scene in the LLFF format.

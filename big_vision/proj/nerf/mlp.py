@@ -9,6 +9,7 @@ of width 128, and the encoded point is concatenated again after the fifth layer.
 import flax.linen as nn
 import jax.numpy as jnp
 
+from big_vision import ranges
 from big_vision.layers import checks
 
 
@@ -49,12 +50,12 @@ class Model(nn.Module):
     dtype_mm: dtype of matrix products and activations; the encoding, density
       and colour are float32.
   """
-  width: int = 256
-  depth: int = 8
-  skip: int = 4
-  colour_width: int = 128
-  point_frequencies: int = 10
-  direction_frequencies: int = 4
+  width: ranges.Count = 256
+  depth: ranges.Count = 8
+  skip: ranges.CountOrZero = 4
+  colour_width: ranges.Count = 128
+  point_frequencies: ranges.CountOrZero = 10
+  direction_frequencies: ranges.CountOrZero = 4
   include_input: bool = True
   use_pi: bool = False
   dtype_mm: str = "float32"

@@ -8,6 +8,7 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision import image_quality
+from big_vision import ranges
 from big_vision.evaluators import harness
 from big_vision.proj.nerf import render_images
 from big_vision.proj.nerf import scenes
@@ -31,8 +32,8 @@ class Evaluator:
 
   def __init__(
       self, predict_fn: Callable, loader: harness.Loader, *,
-      data: Mapping[str, Any], num_views: int | None = None,
-      num_pictures: int = 2):
+      data: Mapping[str, Any], num_views: ranges.Count | None = None,
+      num_pictures: ranges.CountOrZero = 2):
     """Opens the scene; compiles and reads nothing yet.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from big_vision import ranges
 from big_vision.layers import checks
 
 # Length of the interval behind the last sample, if it never ends.
@@ -38,9 +39,9 @@ class Options(NamedTuple):
   near: float
   far: float
   background: float
-  num_coarse: int = 64
-  num_fine: int = 128
-  noise_std: float = 0.0
+  num_coarse: ranges.Count = 64
+  num_fine: ranges.CountOrZero = 128
+  noise_std: ranges.NotNegative = 0.0
   last_interval: str = "infinite"
   ndc: tuple[int, int, float] | None = None
 

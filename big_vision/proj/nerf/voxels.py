@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vision import ranges
+
 
 def interpolate(grid, points, bound: float):
   """Interpolates trilinearly in a grid over the cube [-bound, bound]^3.
@@ -56,9 +58,9 @@ class Model(nn.Module):
   Raises:
     ValueError: while tracing, if an attribute is out of its range.
   """
-  size: int = 128
-  bound: float = 1.5
-  alpha_init: float = 1e-2
+  size: ranges.Count = 128
+  bound: ranges.Positive = 1.5
+  alpha_init: ranges.Positive = 1e-2
 
   @nn.compact
   def __call__(self, points, directions, noise=0.0):

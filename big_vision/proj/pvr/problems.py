@@ -9,6 +9,7 @@ which does not occur.
 import numpy as np
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision.datasets import arrays
 from big_vision.datasets import core
 from big_vision.datasets import generated
@@ -20,8 +21,8 @@ _PLACE = (1, 1, 1, 1, 2, 2, 2, 3, 3, 3)
 
 
 def open_source(
-    split: str, num_examples: int, form: str = "vector", seed: int = 0,
-    **options) -> core.Source:
+    split: str, num_examples: ranges.Count, form: str = "vector",
+    seed: ranges.Seed = 0, **options) -> core.Source:
   """Opens pointer value retrieval in one of its forms.
 
   Args:
@@ -46,8 +47,8 @@ def open_source(
 
 
 def vector(
-    split: str, num_examples: int, seed: int, window: int = 1,
-    aggregate: str = "mod_sum") -> core.Source:
+    split: str, num_examples: ranges.Count, seed: ranges.Seed,
+    window: ranges.CountOrZero = 1, aggregate: str = "mod_sum") -> core.Source:
   """Draws a pointer p and ten values; the label aggregates values from p on.
 
   All eleven are uniform digits. With a window of one, the label is value p.
@@ -78,8 +79,9 @@ def vector(
 
 
 def compositional(
-    split: str, num_examples: int, seed: int, length: int = 16,
-    min_hops: int = 1, max_hops: int = 4) -> core.Source:
+    split: str, num_examples: ranges.Count, seed: ranges.Seed,
+    length: ranges.Count = 16, min_hops: ranges.CountOrZero = 1,
+    max_hops: ranges.CountOrZero = 4) -> core.Source:
   """Draws chains of pointers, followed until one does not point ahead.
 
   A chain starts at place p = 0. While the number there is larger than p, go to
@@ -113,7 +115,8 @@ def compositional(
   return _Compositional(split, num_examples, seed, length, min_hops, max_hops)
 
 
-def image(split: str, num_examples: int, seed: int) -> core.Source:
+def image(
+    split: str, num_examples: ranges.Count, seed: ranges.Seed) -> core.Source:
   """Puts four handwritten digits in a square; the first points to another.
 
   The digit at the top left points to the top right if it is 0 to 3, to the

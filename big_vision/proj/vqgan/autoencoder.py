@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vision import ranges
 from big_vision.layers import attention as attention_lib
 from big_vision.layers import activation_sharding
 from big_vision.layers import checks
@@ -166,13 +167,13 @@ class Model(nn.Module):
       are float32 regardless.
   """
   channels: int = 3
-  width: int = 128
-  mults: Sequence[int] = (1, 1, 2, 2, 4)
-  depth: int = 2
-  attn_factors: Sequence[int] = (16,)
-  z_width: int = 256
+  width: ranges.Count = 128
+  mults: Sequence[ranges.Count] = (1, 1, 2, 2, 4)
+  depth: ranges.Count = 2
+  attn_factors: Sequence[ranges.Count] = (16,)
+  z_width: ranges.Count = 256
   quantizer: str = "vq(num_codes=1024, width=256)"
-  dropout: float = 0.0
+  dropout: ranges.Decay = 0.0
   attention: str = "dense"
   dtype_mm: str = "float32"
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from big_vision import ranges
 from big_vision.evaluators import harness
 from big_vision.run import console
 
@@ -27,7 +28,7 @@ class Evaluator:
 
   def __init__(
       self, predict_fn: Callable, loader: harness.Loader, *,
-      data: Mapping[str, Any], pp_fn: str, warn_below: float = 0.05):
+      data: Mapping[str, Any], pp_fn: str, warn_below: ranges.Fraction = 0.05):
     """Opens the data; compiles and reads nothing yet.
 
     Args:

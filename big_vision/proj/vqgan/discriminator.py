@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from big_vision import ranges
 from big_vision.layers import checks
 from big_vision.proj.vqgan import group_norm
 
@@ -28,8 +29,8 @@ class Model(nn.Module):
     depth: Number of convolutions with stride 2.
     dtype_mm: dtype of activations; the logits are float32.
   """
-  width: int = 64
-  depth: int = 3
+  width: ranges.Count = 64
+  depth: ranges.CountOrZero = 3
   dtype_mm: str = "float32"
 
   @nn.compact

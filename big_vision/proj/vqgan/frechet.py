@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from big_vision import ranges
 from big_vision.evaluators import harness
 from big_vision.proj.vqgan import perceptual
 
@@ -27,7 +28,7 @@ class Evaluator:
   def __init__(
       self, predict_fn: Callable, loader: harness.Loader, *,
       data: Mapping[str, Any], pp_fn: str, network: Mapping[str, Any],
-      num_samples: int | None = None):
+      num_samples: ranges.Count | None = None):
     """Opens the data and loads the network; compiles and reads nothing yet.
 
     Args:

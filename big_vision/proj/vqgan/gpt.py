@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vision import ranges
 from big_vision.layers import activation_sharding
 from big_vision.layers import attention as attention_lib
 from big_vision.layers import checks
@@ -64,12 +65,12 @@ class Model(nn.Module):
   """
   num_codes: int
   num_places: int
-  num_classes: int = 0
-  width: int = 512
-  depth: int = 8
-  num_heads: int = 8
-  mlp_dim: int | None = None
-  dropout: float = 0.0
+  num_classes: ranges.CountOrZero = 0
+  width: ranges.Count = 512
+  depth: ranges.Count = 8
+  num_heads: ranges.Count = 8
+  mlp_dim: ranges.Count | None = None
+  dropout: ranges.Decay = 0.0
   attention: str = "dense"
   dtype_mm: str = "float32"
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision import tree
 from big_vision.proj.vqgan import lpips
 from big_vision.run import pretrained
@@ -65,7 +66,7 @@ def _lpips(fname: str, *, path: str) -> Network:
                  distance=lpips.distance)
 
 
-def _classifier(workdir: str, layers, crop: int | None = None, *,
+def _classifier(workdir: str, layers, crop: ranges.Count | None = None, *,
                 path: str) -> Network:
   """Makes a network of features from a trained classifier.
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from big_vision import config as config_lib
 from big_vision import op_string
+from big_vision import ranges
 from big_vision.layers import checks
 
 CODEBOOK = "codebook"  # The collection of `EMAQuantizer`.
@@ -94,9 +95,9 @@ class VectorQuantizer(nn.Module):
 
   Source: arXiv:1711.00937, Eq. 3. Codes start uniform in (-1/k, 1/k).
   """
-  num_codes: int
+  num_codes: ranges.Count
   width: int
-  beta: float = 0.25
+  beta: ranges.NotNegative = 0.25
   legacy: bool = False
 
   def setup(self):
@@ -145,10 +146,10 @@ class EMAQuantizer(nn.Module):
 
   Source: arXiv:1711.00937, appendix A.1, with shares in place of counts.
   """
-  num_codes: int
+  num_codes: ranges.Count
   width: int
-  beta: float = 0.25
-  decay: float = 0.99
+  beta: ranges.NotNegative = 0.25
+  decay: ranges.Decay = 0.99
 
   def setup(self):
     k, d = self.num_codes, self.width
@@ -235,7 +236,7 @@ class FSQ(nn.Module):
 
   Source: arXiv:2309.15505, appendix A.1.
   """
-  levels: Sequence[int]
+  levels: Sequence[ranges.Count]
 
   @property
   def num_codes(self) -> int:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from big_vision import image_quality
+from big_vision import ranges
 from big_vision.evaluators import harness
 from big_vision.run import pictures
 
@@ -29,7 +30,8 @@ class Evaluator:
 
   def __init__(
       self, predict_fn: Callable, loader: harness.Loader, *,
-      data: Mapping[str, Any], pp_fn: str, num_pictures: int = 16):
+      data: Mapping[str, Any], pp_fn: str,
+      num_pictures: ranges.CountOrZero = 16):
     """Opens the data; compiles and reads nothing yet.
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from big_vision import ranges
 from big_vision.evaluators import harness
 from big_vision.run import pictures
 from big_vision.run import pretrained
@@ -26,9 +27,10 @@ class Evaluator:
 
   def __init__(
       self, predict_fn: Callable, loader: harness.Loader, *,
-      data: Mapping[str, Any], pp_fn: str, num_samples: int | None = None,
-      num_pictures: int = 16, classifier: str | None = None,
-      crop: int | None = None):
+      data: Mapping[str, Any], pp_fn: str,
+      num_samples: ranges.Count | None = None,
+      num_pictures: ranges.CountOrZero = 16, classifier: str | None = None,
+      crop: ranges.Count | None = None):
     """Opens the data and the classifier; compiles and reads nothing yet.
 
     Args:

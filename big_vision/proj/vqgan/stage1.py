@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from big_vision import config as config_lib
 from big_vision import durations
+from big_vision import ranges
 from big_vision import task as task_lib
 from big_vision.proj.vqgan import adversarial
 from big_vision.proj.vqgan import autoencoder
@@ -186,7 +187,9 @@ def _make_reconstruction_loss(
   options = dict(options or {})
   if not options:
     return _ReconstructionLoss(network=None, weight=0.0)
-  weight = options.pop("weight", 1.0)
+  weight = config_lib.check(
+      options.pop("weight", 1.0), "config.perceptual.weight",
+      ranges.NotNegative)
   return _ReconstructionLoss(
       network=perceptual.make(options, "config.perceptual"), weight=weight)
 
@@ -253,7 +256,8 @@ def _make_adversary(
     raise config_lib.ConfigError(
         f"config.gan.loss is {loss_name!r}; use one of {sorted(losses)}.")
   return _Adversary(
-      model=model, loss_fn=losses[loss_name], weight=config.get("weight", 0.8),
+      model=model, loss_fn=losses[loss_name],
+      weight=config_lib.get_checked(config, "weight", ranges.NotNegative, 0.8),
       optimizer=learner_lib.make_optimizer(
           config.optimizer, _infer_variables(model, info)["params"], info),
       start_step=durations.get_steps(

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision.proj.vqgan import autoencoder as autoencoder_lib
 from big_vision.proj.vqgan import gpt
 from big_vision.proj.vqgan import stage1
@@ -51,9 +52,7 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
     raise config_lib.ConfigError(
         f"config.model.num_classes is {model.num_classes}, but the batch has "
         f"no 'label'; it has {sorted(info.batch_spec)}.")
-  pkeep = config.get("pkeep", 1.0)
-  if not 0 <= pkeep <= 1:
-    raise config_lib.ConfigError(f"config.pkeep is {pkeep}, not in [0, 1].")
+  pkeep = config_lib.get_checked(config, "pkeep", ranges.Fraction, 1.0)
   params_spec = jax.eval_shape(lambda: _init_params(model, jax.random.key(0)))
   learner = learner_lib.make(config, params_spec, info)
 
