@@ -41,8 +41,9 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   `out["measurements"]`, both {name: float32[], the mean over the batch}. The
   training loss is `loss` plus these losses times their weights,
   `config.aux_losses`, {name: weight}. All of them are logged as
-  training_<name>, without their weights. The predict function "loss" returns
-  `loss` alone.
+  training_<name>, without their weights. The accuracy on the training batch is
+  logged as training_prec@1, unless mixup or CutMix leaves examples without a
+  class of their own. The predict function "loss" returns `loss` alone.
 
   Args:
     config: Reads model_name, model, num_classes, model_inputs (keys of the
@@ -77,6 +78,7 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   learner = learner_lib.make(config, variables_spec.pop("params"), info)
   collections = tuple(variables_spec)
   redraw_steps = _redraw_steps(config, info, collections)
+  mix = mixing.make(config.get("mixup"), config.get("cutmix"))
 
   def init(rng, batch, given):
     state = tree.merge(network.init(rng, batch), given)
@@ -88,10 +90,11 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
         rngs={"dropout": rng},
         # A forward pass only reads random features.
         mutable=[name for name in others if name != attention.FEATURES])
-    loss, top1 = score(xent, logits, batch)
+    loss, is_right = score(xent, logits, batch)
     aux_loss, measurements = weigh_auxiliary(out, aux_weights)
-    return loss.mean() + aux_loss, (
-        {**measurements, "training_prec@1": top1.mean()}, changed)
+    if mix is None:
+      measurements["training_prec@1"] = is_right.mean()
+    return loss.mean() + aux_loss, (measurements, changed)
 
   def update(state, batch, rng):
     others = {name: state[name] for name in collections}
@@ -116,7 +119,6 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   task = Task(
       init=init, update=update, predict_fns={"predict": predict, "loss": loss},
       load=_make_load(config, models))
-  mix = mixing.make(config.get("mixup"), config.get("cutmix"))
   if mix is not None:
     task = task_lib.with_batch_fn(task, mix)
   return learner.finish(task)
@@ -204,18 +206,23 @@ def score(xent: Callable, logits, batch) -> tuple[Any, Any]:
 
   Returns:
     loss: float32[b].
-    top1: float32[b], the label's value at the largest logit: 1 where a one-hot
-      label agrees with it.
+    is_right: float32[b], 1 where the class of the largest logit has the largest
+      label, else 0; with "mask", the mean over tokens. So labels may be
+      one-hot, multi-hot or smoothed. An example without a class, whose labels
+      are all equal, is never right.
 
   Raises:
     ConfigError: "labels" or "mask" do not fit the logits.
   """
   labels = dense_labels(batch["labels"], logits.shape)
-  top1 = jnp.take_along_axis(
+  found = jnp.take_along_axis(
       labels, jnp.argmax(logits, axis=-1, keepdims=True), axis=-1)[..., 0]
+  highest = labels.max(axis=-1)
+  is_right = (found == highest) & (highest > labels.min(axis=-1))
+  is_right = is_right.astype(jnp.float32)
   loss = xent(logits=logits, labels=labels)
   if loss.ndim == 1:
-    return loss, top1
+    return loss, is_right
   if "mask" not in batch:
     raise config_lib.ConfigError(
         f"The model classifies every token, logits {list(logits.shape)}, so "
@@ -223,7 +230,7 @@ def score(xent: Callable, logits, batch) -> tuple[Any, Any]:
         f"{list(loss.shape)}. It has {sorted(batch)}: keep it in "
         "config.input.pp.")
   token_mask = checks.check_mask(batch["mask"], loss.shape)
-  return tuple(pooling.mean_of_tokens(x, token_mask) for x in (loss, top1))
+  return tuple(pooling.mean_of_tokens(x, token_mask) for x in (loss, is_right))
 
 
 def dense_labels(labels, shape):
