@@ -335,6 +335,17 @@ def test_continuing_another_run_and_keeping_the_best(finished, tmp_path):
   assert best == rows[-1]["test/prec@1"]
 
 
+@pytest.mark.parametrize("metric, message, step", [
+    ("test/prec@l", r"prec@l', which was not.*'test/prec@1'", 0),
+    ("tset/prec@1", r"tset/prec@1', which was not.*'training_loss'", 1)])
+def test_a_misspelt_metric_of_keep_best_stops_the_run_early(
+    tmp_path, metric, message, step):
+  config = _config("steps=4", keep_best=dict(metric=metric, mode="max"))
+  with pytest.raises(config_lib.ConfigError, match=message):
+    train_lib.train(config, str(tmp_path))
+  assert _rows(tmp_path)[-1]["step"] == step
+
+
 def test_resuming_from_a_run_that_does_not_exist_is_an_error(tmp_path):
   with pytest.raises(config_lib.ConfigError,
                      match="no checkpoints to continue"):

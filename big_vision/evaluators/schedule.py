@@ -160,6 +160,25 @@ def make_evaluators(
   return made
 
 
+def is_expected(
+    metric: str, scheduled: Sequence[Scheduled], ran: Sequence[Scheduled],
+    has_row: bool) -> bool:
+  """Returns whether a metric, if it exists, was measured just now.
+
+  A metric belongs to the evaluators with whose prefix it begins. One without
+  such an evaluator is measured by training.
+
+  Args:
+    metric: Name of the metric.
+    scheduled: All evaluators of the run.
+    ran: Evaluators that ran just now.
+    has_row: Whether the measurements of a training step were logged just now.
+  """
+  owners = [e for e in scheduled if metric.startswith(e.prefix)]
+  may_be_of_training = not owners or any(not e.prefix for e in owners)
+  return all(e in ran for e in owners) and (has_row or not may_be_of_training)
+
+
 def run_all(
     scheduled: Iterable[Scheduled], state: Mapping[str, Any],
     around: Callable[[str], Any] = contextlib.nullcontext,

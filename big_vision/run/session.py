@@ -233,7 +233,10 @@ class Session:
     if is_saved or exit_code:
       self._save(step, state, unevaluated=row if values is None else None)
     if values is not None:
-      self._best.update(step, state, row | values)
+      self._best.update(
+          step, state, row | values, expected=self._best.metric is not None and
+          schedule_lib.is_expected(
+              self._best.metric, self._evals, due, "training_loss" in row))
     if exit_code:
       with watchdog.within("checkpoint"):
         self._saver.wait()

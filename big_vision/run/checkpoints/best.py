@@ -1,9 +1,12 @@
 """Keeps the checkpoint with the best value of a metric."""
 
 from collections.abc import Mapping
+import numbers
+from typing import Any
 
 import numpy as np
 
+from big_vision import config as config_lib
 from big_vision.run.checkpoints import manager
 from big_vision.run.checkpoints import reading
 
@@ -13,7 +16,8 @@ class Best:
 
   Args:
     directory: Directory for this checkpoint alone.
-    metric: Name of an evaluator's metric; None to keep nothing.
+    metric: Name of a metric of an evaluator or of training; None to keep
+      nothing.
     mode: "max" or "min", the direction in which the metric improves.
 
   Raises:
@@ -33,16 +37,37 @@ class Best:
         self._best = max(
             self._best, self._sign * reading.read_meta(directory, step)["best"])
 
-  def update(self, step: int, state, values: Mapping[str, float]):
+  @property
+  def metric(self) -> str | None:
+    """Name of the metric; None if nothing is kept."""
+    return self._metric
+
+  def update(self, step: int, state, values: Mapping[str, Any],
+             expected: bool = False):
     """Saves `state` if `values` has the metric and it is the best so far.
+
+    Of equally good checkpoints the earlier is kept.
 
     Args:
       step: Number of finished steps.
       state: Tree of arrays.
       values: Metrics by name.
+      expected: Whether `values` must have the metric.
+
+    Raises:
+      ConfigError: The metric is expected but missing, or is not a number.
     """
     if self._metric not in values:
+      if expected:
+        raise config_lib.ConfigError(
+            f"config.keep_best.metric is {self._metric!r}, which was not "
+            f"measured{config_lib.nearest(self._metric, values)}. There are "
+            f"{sorted(values)}.")
       return
+    if not isinstance(values[self._metric], numbers.Real):
+      raise config_lib.ConfigError(
+          f"config.keep_best.metric is {self._metric!r}, which is not a number "
+          "but a picture.")
     if self._sign * values[self._metric] > self._best:
       self._best = self._sign * values[self._metric]
       # A resumed run repeats steps and may find the best one among them, which
