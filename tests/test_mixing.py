@@ -50,6 +50,50 @@ def test_cutmix_labels_are_the_area_of_the_box():
   assert min(weights) < 0.5 < max(weights)
 
 
+def _boxes(seeds, size):
+  """Returns bool[n, h], bool[n, w]: rows and columns of boxes of CutMix."""
+  image = jnp.broadcast_to(
+      jnp.array([0.0, 1.0])[:, None, None, None], (2, *size, 1))
+  batch = {"image": image, "labels": jnp.eye(2)}
+  mix = mixing.make(cutmix={"p": 1.})
+  mixed = jax.jit(jax.vmap(lambda seed: mix(batch, jax.random.key(seed))))(
+      seeds)["image"][:, 0, :, :, 0]
+  return np.asarray(mixed.any(axis=2)), np.asarray(mixed.any(axis=1))
+
+
+def test_cutmix_boxes_have_the_places_and_areas_of_the_paper():
+  """Against boxes drawn here: uniform centres, sides sqrt(1 - lambda)."""
+  n, size = 4000, (24, 36)
+  found = _boxes(jnp.arange(n), size)
+  rng = np.random.default_rng(0)
+  side = np.sqrt(rng.uniform(size=n))
+  expected = []
+  for length in size:
+    centre, half = rng.uniform(size=n) * length, side * length / 2
+    low, high = np.round(centre - half), np.round(centre + half)
+    place = np.arange(length)
+    expected.append(
+        (low[:, None] <= place) & (place < high[:, None]))
+  def area(rows, columns):
+    return rows.mean(axis=1) * columns.mean(axis=1)
+  # Differences of two means of n draws, within 5 standard deviations.
+  spread = 5 * np.sqrt(2 / n)
+  for statistic in (lambda a: a, lambda a: a ** 2, lambda a: a > 0.5):
+    ours, theirs = statistic(area(*found)), statistic(area(*expected))
+    assert abs(ours.mean() - theirs.mean()) < spread * theirs.std()
+  # How often each row and column is inside.
+  for ours, theirs in zip(found, expected):
+    assert abs(ours.mean(0) - theirs.mean(0)).max() < spread / 2
+  # Rows and columns are drawn apart: only the size of boxes is common to them.
+  def middle(inside):
+    weights = inside / np.maximum(inside.sum(axis=1, keepdims=True), 1)
+    return weights @ np.arange(inside.shape[1])
+  is_box = found[0].any(axis=1) & found[1].any(axis=1)
+  middles = [middle(inside[is_box]) for inside in found]
+  assert abs(np.corrcoef(*middles)[0, 1]) < 5 / np.sqrt(n)
+  assert min(np.std(middles, axis=1) / size) > 0.1
+
+
 def test_every_step_picks_mixup_or_cutmix_at_random():
   mix = mixing.make({"p": 1.}, {"p": 1.})
   is_mixup = []

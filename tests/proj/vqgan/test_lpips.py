@@ -90,6 +90,8 @@ def test_files_are_checked(weights, tmp_path):
   np.savez(fname, **weights, unrelated=np.zeros(3))
   loaded = lpips.load(fname)
   assert set(loaded) == set(weights)
+  for name, value in loaded.items():
+    np.testing.assert_array_equal(value, weights[name], err_msg=name)
   np.savez(fname, **{**weights, "lin0.model.1.weight": np.zeros(3)})
   with pytest.raises(ValueError, match=r"lin0.*wanted \(1, 64, 1, 1\), it is"):
     lpips.load(fname)
