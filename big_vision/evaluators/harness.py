@@ -221,8 +221,8 @@ class Examples:
     Args:
       measure: Function that `Loader.compile` returned.
       state: The task's state.
-      num_examples: Number of examples to measure, rounded up to whole batches;
-        None for all.
+      num_examples: Number of examples to measure, the first ones; None, or more
+        than there are, for all.
 
     Returns:
       The tree that `measure` returns, of NumPy arrays [n, ...] in the order of
@@ -254,7 +254,20 @@ class Examples:
       fetch()
     if not parts or not sum(len(x) for x in jax.tree.leaves(parts)):
       raise ValueError("There are no examples to evaluate: the data is empty.")
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return jax.tree.map(lambda *x: np.concatenate(x)[:num_examples], *parts)
+
+  def check_has(self, num_examples: int | None, option: str):
+    """Raises ConfigError unless there are `num_examples`, at least 1, or more.
+
+    Args:
+      num_examples: Number of examples that an evaluator needs; None for all.
+      option: Name of the evaluator's option that sets it, for the message.
+    """
+    if num_examples is not None and not 1 <= num_examples <= self.num_examples:
+      raise config_lib.ConfigError(
+          f"{option} is {num_examples}; it must be from 1 to "
+          f"{self.num_examples}, the number of examples in the data, or None "
+          "for all of them.")
 
   def mean(
       self, measure: Callable, state: Mapping[str, Any]) -> dict[str, float]:
@@ -314,6 +327,20 @@ def check_per_example(values, b: int, scalars: bool = False):
       "Evaluators average over examples, without padding, so they need values "
       f"per example: arrays of shape {wanted}. There are:\n"
       f"{listing or '  no arrays'}")
+
+
+def check_finite(values: np.ndarray, name: str):
+  """Raises ValueError unless all of `values`, number[n, ...], are finite.
+
+  Args:
+    values: Values of n examples.
+    name: Plural noun for them, for the message.
+  """
+  is_finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+  if not is_finite.all():
+    raise ValueError(
+        f"{np.sum(~is_finite)} of {len(values)} {name} are not finite. The "
+        "model has diverged, or a label is not one of its classes.")
 
 
 def get_from_batch(

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Callable, Iterator, Mapping
 import io
-import itertools
 import json
 from typing import Any
 
@@ -51,8 +50,7 @@ class Evaluator:
     images, probabilities, labels = self._data.collect(
         self._measure, state, self._num_examples)
     examples = []
-    for image, p, label in itertools.islice(
-        zip(images, probabilities, labels), self._num_examples):
+    for image, p, label in zip(images, probabilities, labels):
       prediction = int(np.argmax(p))
       examples.append(dict(
           png_base64=_to_png(image), label=int(label), prediction=prediction,

@@ -54,8 +54,9 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
     The path of the grid.
 
   Raises:
-    ConfigError: No such predict function or checkpoint exists, or the
+    ConfigError: No such predict function, checkpoint or class exists, or the
       predictions are not images.
+    ValueError: A predicted image is not finite.
   """
   op, = op_string.parse(pred)
   built = build_lib.build(config)
@@ -65,10 +66,8 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
         f"--pred: the task has no predict function {op.name!r}"
         f"{config_lib.nearest(op.name, predict_fns)}. It has "
         f"{sorted(predict_fns)}.")
-  if label is not None and "label" not in built.info.batch_spec:
-    raise config_lib.ConfigError(
-        f"--label={label}: the run's batches have no label; they have "
-        f"{sorted(built.info.batch_spec)}.")
+  if label is not None:
+    _check_label(label, config, built.info.batch_spec)
   directory = os.path.join(workdir, "checkpoints")
   restored = checkpoints.Checkpoints(directory, read_only=True).restore(
       built.shapes, step)
@@ -98,12 +97,33 @@ def sample(config: config_lib.Config, workdir: str, *, pred: str = "sample",
     for number in range(-(-num // built.info.batch_size)):
       images.append(jax.device_get(predict(
           {**state, "frozen": frozen}, next(batches), np.int32(number))))
+  images = np.concatenate(images)[:num]
+  harness.check_finite(images, "predicted images")
   # Named after the arguments, so that other samples do not replace these.
   asked = [f"{step:08d}", pred] + [f"{key}={value}" for key, value in (
       ("label", label), ("seed", seed or None)) if value is not None]
   name = os.path.join(workdir, "samples", re.sub(
       "[^A-Za-z0-9.=-]+", "_", "_".join(asked)).strip("_"))
-  return _write(name, pictures.to_uint8(np.concatenate(images)[:num]))
+  return _write(name, pictures.to_uint8(images))
+
+
+def _check_label(label: int, config: config_lib.Config, batch_spec):
+  """Raises ConfigError unless the run has classes and `label` is one."""
+  if "label" not in batch_spec:
+    raise config_lib.ConfigError(
+        f"--label={label}: the run's batches have no label; they have "
+        f"{sorted(batch_spec)}.")
+  num_classes = config.get(
+      "num_classes", config.get("model", {}).get("num_classes"))
+  if num_classes == 0:
+    raise config_lib.ConfigError(
+        f"--label={label} has no effect: the model was trained without "
+        "classes (num_classes is 0).")
+  if label < 0 or num_classes is not None and label >= num_classes:
+    classes = "not negative" if num_classes is None else (
+        f"from 0 to {num_classes - 1}")
+    raise config_lib.ConfigError(
+        f"--label={label} is not a class; classes are {classes}.")
 
 
 def _write(name: str, images: np.ndarray) -> str:

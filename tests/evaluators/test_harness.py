@@ -87,13 +87,38 @@ def test_functions_that_are_not_compiled_are_an_error(examples):
     examples.collect(identity, {})
 
 
-def test_collect_keeps_the_order_and_stops_after_whole_batches(
+def test_collect_keeps_the_order_and_measures_exactly_the_examples_asked_for(
     examples, loader):
   measure = loader.compile(identity)
   np.testing.assert_array_equal(examples.collect(measure, {})["x"], X)
-  for wanted, number in ((1, 16), (16, 16), (17, 32), (33, NUM), (99, NUM)):
+  for wanted in (1, 16, 17, 33, NUM, 99):
     found = examples.collect(measure, {}, wanted)["x"]
-    np.testing.assert_array_equal(found, X[:number])
+    np.testing.assert_array_equal(found, X[:wanted])
+
+
+def test_collect_reads_no_more_batches_than_it_needs(examples, loader):
+  batches = list(examples)
+  examples._pipeline = iter(batches)
+  examples.collect(loader.compile(identity), {}, 17)
+  np.testing.assert_array_equal(
+      next(examples._pipeline)["x"], batches[2]["x"])
+
+
+@pytest.mark.parametrize("number", [0, -1, NUM + 1])
+def test_asking_for_more_examples_than_there_are_is_an_error(examples, number):
+  examples.check_has(None, "num_samples")
+  examples.check_has(NUM, "num_samples")
+  with pytest.raises(config_lib.ConfigError, match=(
+      f"num_samples is {number}; it must be from 1 to {NUM}")):
+    examples.check_has(number, "num_samples")
+
+
+def test_values_that_are_not_finite_are_counted():
+  values = np.zeros((4, 2, 3))
+  harness.check_finite(values, "images")
+  values[1, 0], values[3, 1, 2] = np.nan, np.inf
+  with pytest.raises(ValueError, match="2 of 4 images are not finite"):
+    harness.check_finite(values, "images")
 
 
 def test_mean_is_exact_and_names_nested_values(examples, loader):

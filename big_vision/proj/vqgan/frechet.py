@@ -38,8 +38,10 @@ class Evaluator:
       pp_fn: Preprocessing string.
       network: Options of `perceptual.make`. The last of the network's features
         are used, averaged over places.
-      num_samples: Number of images to use, rounded up to whole batches; None
-        for all.
+      num_samples: Number of images to use, the first ones; None for all.
+
+    Raises:
+      ConfigError: There are fewer images than `num_samples`.
     """
     self._num_samples = num_samples
     self._network = perceptual.make(network, "network")
@@ -53,12 +55,19 @@ class Evaluator:
       return pooled(batch["image"]), pooled(found)
     self._measure = loader.compile(measure)
     self._examples = loader.open(data, pp_fn)
+    self._examples.check_has(num_samples, "num_samples")
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yields one distance."""
+    """Yields one distance.
+
+    Raises:
+      ValueError: the features of an image are not finite.
+    """
     real, found = self._examples.collect(
         self._measure, {**state, "network": self._variables},
         self._num_samples)
+    harness.check_finite(real, "features of images of the data")
+    harness.check_finite(found, "features of predicted images")
     yield f"frechet_{self._network.name}", distance(real, found)
 
 

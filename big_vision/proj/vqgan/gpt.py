@@ -105,8 +105,9 @@ class Model(nn.Module):
 
     Args:
       codes: int32[b, n] in raster order.
-      label: int32[b]; ignored by unconditional models.
-      train: whether dropout acts; it draws from the rng stream "dropout".
+      label: int32[b]; ignored by unconditional models. The logits for a label
+        that is not one of the classes are NaN, which stops a run.
+      train: Whether dropout acts; it draws from the rng stream "dropout".
 
     Returns:
       float32[b, n, k]; logits [:, i] are for codes[:, i] and depend only on
@@ -134,7 +135,10 @@ class Model(nn.Module):
     elif label is None:
       raise ValueError(
           f"The model has {self.num_classes} classes; it needs a label.")
-    return self.condition(label)
+    if not self.num_classes:
+      return self.condition(label)
+    is_class = (0 <= label) & (label < self.num_classes)
+    return jnp.where(is_class[:, None], self.condition(label), jnp.nan)
 
   def next_logits(self, place, code, label, caches):
     """Computes the logits at one position, for sampling code by code.
@@ -174,25 +178,31 @@ def draw(logits, rng, temperature: float = 1.0, top_k: int | None = None):
     logits: float32[b, k].
     rng: jax key; unused at temperature 0.
     temperature: divisor of the logits; 0 takes the most likely code.
-    top_k: number of the most likely codes to sample from; None for all.
+    top_k: number of the most likely codes to sample from, the lower code of
+      equally likely ones; None for all.
 
   Returns:
-    int32[b].
+    int32[b]; -1 where logits are not finite.
 
   Raises:
     ValueError: the temperature is negative, or top_k is not in 1..k.
   """
   k = logits.shape[-1]
-  if temperature < 0 or top_k is not None and not 0 < top_k <= k:
+  if not temperature >= 0 or top_k is not None and not 0 < top_k <= k:
     raise ValueError(
         f"Sampling needs temperature >= 0 and top_k in 1..{k}; they are "
         f"temperature={temperature}, top_k={top_k}.")
+  is_finite = jnp.all(jnp.isfinite(logits), axis=-1)
   if temperature == 0:
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  if top_k is not None:
-    lowest = jax.lax.top_k(logits, top_k)[0][:, -1:]
-    logits = jnp.where(logits < lowest, -jnp.inf, logits)
-  return jax.random.categorical(rng, logits / temperature).astype(jnp.int32)
+    code = jnp.argmax(logits, axis=-1)
+  else:
+    if top_k is not None:
+      rows = jnp.arange(len(logits))[:, None]
+      is_kept = jnp.zeros(logits.shape, bool).at[
+          rows, jax.lax.top_k(logits, top_k)[1]].set(True)
+      logits = jnp.where(is_kept, logits, -jnp.inf)
+    code = jax.random.categorical(rng, logits / temperature)
+  return jnp.where(is_finite, code, -1).astype(jnp.int32)
 
 
 def sample(model: Model, params, rng, batch_size: int, label=None,
@@ -209,7 +219,7 @@ def sample(model: Model, params, rng, batch_size: int, label=None,
     top_k: see `draw`.
 
   Returns:
-    int32[b, n].
+    int32[b, n]; -1 where logits are not finite.
   """
   def step(carry, place):
     code, caches = carry
@@ -241,7 +251,7 @@ def sample_sliding(model: Model, params, rng, batch_size: int,
     size: (rows, columns) to draw.
 
   Returns:
-    int32[b, rows, columns].
+    int32[b, rows, columns]; -1 where logits are not finite.
 
   Raises:
     ValueError: the window does not have as many codes as the model was trained

@@ -54,7 +54,7 @@ class Evaluator:
     yield "sharpness", means["sharp_reconstruction"] / means["sharp"]
     if self._num_pictures:
       pairs = self._examples.collect(self._show, state, self._num_pictures)
-      yield "images", compare(*(x[:self._num_pictures] for x in pairs))
+      yield "images", compare(*pairs)
 
 
 def _reconstruct(state, batch, rng, *, predict_fn):

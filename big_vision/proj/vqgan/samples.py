@@ -38,12 +38,15 @@ class Evaluator:
       loader: Opens the data and compiles.
       data: Source of the labels.
       pp_fn: Preprocessing string; with a classifier it keeps "label".
-      num_samples: Number of images to draw, rounded up to whole batches; None
-        for one for each example.
+      num_samples: Number of images to draw, for the first examples; None for
+        one for each example.
       num_pictures: Number of images to show, 8 a row.
       classifier: Directory of a finished classification run, or None.
       crop: Side of the classifier's images, which are cut from the middle of
         the drawn ones; None takes them whole.
+
+    Raises:
+      ConfigError: There are fewer examples than `num_samples`.
     """
     self._num_samples, self._num_pictures = num_samples, num_pictures
     classify, self._variables = (None, None) if classifier is None else (
@@ -58,12 +61,18 @@ class Evaluator:
       return {"image": image, "right": jnp.argmax(logits, axis=-1) == label}
     self._measure = loader.compile(measure)
     self._examples = loader.open(data, pp_fn)
+    self._examples.check_has(num_samples, "num_samples")
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields (name, value or picture)."""
+    """Yields (name, value or picture).
+
+    Raises:
+      ValueError: A drawn image is not finite.
+    """
     values = self._examples.collect(
         self._measure, {**state, "classifier": self._variables},
         self._num_samples)
+    harness.check_finite(values["image"], "drawn images")
     if "right" in values:
       yield "recognized", np.mean(values["right"])
     if self._num_pictures:

@@ -90,13 +90,16 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
     """Draws as many images as the batch has, {"image": float32[b, h, w, c]}.
 
     A model with classes draws an image of each of the batch's "label". `size`
-    is (rows, columns) of codes, by default those of the training images.
+    is (rows, columns) of codes, by default those of the training images. An
+    image for which logits were not finite is NaN.
     """
     codes = _sample_codes(
         model, state["params"], rng, len(batch["image"]), window, size,
         label=batch["label"] if model.num_classes else None,
         temperature=temperature, top_k=top_k)
-    return {"image": codec.decode(state["frozen"], codes)}
+    image = codec.decode(state["frozen"], jnp.maximum(codes, 0))
+    is_drawn = jnp.all(codes >= 0, axis=(1, 2))[:, None, None, None]
+    return {"image": jnp.where(is_drawn, image, jnp.nan)}
 
   return learner.finish(Task(
       init=init, update=update,
@@ -177,7 +180,7 @@ def _sample_codes(
     **kw: label, temperature and top_k of `gpt.sample`.
 
   Returns:
-    int32[b, rows, columns].
+    int32[b, rows, columns]; -1 where logits are not finite.
 
   Raises:
     ValueError: `rng` is None.

@@ -224,6 +224,8 @@ def test_the_command_writes_samples_from_any_checkpoint(stage1, stage2, capsys):
   assert Image.open(shown).size == (32, 32)
   for kw, message in ((dict(pred="smaple"), "'smaple'.*'sample'"),
                       (dict(pred="nll"), "does not predict images"),
+                      (dict(label=-1), "--label=-1 is not a class; .* 0 to 9"),
+                      (dict(label=10), "--label=10 is not a class; .* 0 to 9"),
                       (dict(step=3), "no checkpoint|step 3")):
     with pytest.raises((config_lib.ConfigError, checkpoints.StorageError),
                        match=message):

@@ -2,6 +2,7 @@
 
 import types
 
+from big_vision import config as config_lib
 from big_vision.proj.vqgan import bits_per_code
 from big_vision.proj.vqgan import codebook_usage
 from big_vision.proj.vqgan import discriminator_accuracy
@@ -109,7 +110,12 @@ def test_reconstructions_are_clipped_before_they_are_measured(serve, loader):
   np.testing.assert_allclose(values["psnr"], np.mean([
       metrics.peak_signal_noise_ratio(a, b, data_range=1)
       for a, b in zip((image + 1) / 2, (cut + 1) / 2)]), rtol=1e-5)
-  assert values["ssim"] < 1 < values["sharpness"]
+  np.testing.assert_allclose(values["ssim"], np.mean([
+      metrics.structural_similarity(
+          a, b, data_range=1, channel_axis=-1, gaussian_weights=True, sigma=1.5,
+          use_sample_covariance=False)
+      for a, b in zip((image + 1) / 2, (cut + 1) / 2)]), rtol=1e-4)
+  assert values["sharpness"] > 1
   assert values["images"].shape == (2 * 13 - 1, 5 * 13 - 1, 1)
   np.testing.assert_array_equal(
       values["images"][13:25, 13:25, 0],
@@ -128,6 +134,60 @@ def test_each_batch_of_samples_has_a_key_of_its_own(serve, loader):
   cells = [cells[5 * i:5 * i + 4, 5 * j:5 * j + 4].tobytes()
            for i in range(3) for j in range(8)]
   assert len(set(cells)) == 24
+
+
+def _classifier_of_the_mean(monkeypatch):
+  """The class of an image is the tenth that its mean is in."""
+  def classify(variables, image):
+    del variables
+    number = jnp.floor(image.mean(axis=(1, 2, 3)) * 10).astype(jnp.int32)
+    return jax.nn.one_hot(number, 10), {}
+  monkeypatch.setattr(
+      samples.pretrained, "classifier", lambda *unused: (classify, {}))
+
+
+@pytest.mark.parametrize("num_samples", [1, 16, 21, 40, None])
+def test_exactly_num_samples_images_are_recognized(
+    serve, loader, monkeypatch, num_samples):
+  """Of the images, number i is drawn rightly if i is a multiple of 3."""
+  _classifier_of_the_mean(monkeypatch)
+  number = np.arange(40)
+  label = np.where(number % 3 == 0, 2, 1).astype(np.int32)
+  serve({"x": {"label": label}})
+  values = _run(samples.Evaluator(
+      _predicts(lambda batch: {
+          "image": jnp.full((len(batch["label"]), 4, 4, 1), 0.25)}),
+      loader, classifier="finished", num_samples=num_samples, num_pictures=0,
+      **COMMON))
+  used = 40 if num_samples is None else num_samples
+  assert values["recognized"] == np.mean(number[:used] % 3 == 0)
+
+
+@pytest.mark.parametrize("module, options", [
+    (samples, {}), (frechet, {"network": {}})])
+def test_more_samples_than_examples_are_refused(
+    serve, loader, monkeypatch, module, options):
+  _use_network(monkeypatch)
+  serve({"x": {"label": np.zeros(40, np.int32)}})
+  with pytest.raises(
+      config_lib.ConfigError, match="is 41; it must be from 1 to 40"):
+    module.Evaluator(_predicts(lambda batch: batch), loader, num_samples=41,
+                     **options, **COMMON)
+
+
+@pytest.mark.parametrize("module, options", [
+    (samples, {}), (frechet, {"network": {}})])
+def test_images_that_are_not_finite_are_an_error(
+    serve, loader, monkeypatch, module, options):
+  _use_network(monkeypatch)
+  image = np.zeros((40, 3, 3, 1), np.float32)
+  image[[3, 17], 0] = np.nan
+  serve({"x": {"image": np.zeros_like(image), "found": image}})
+  evaluator = module.Evaluator(
+      _predicts(lambda batch: {"image": batch["found"]}), loader, **options,
+      **COMMON)
+  with pytest.raises(ValueError, match="2 of 40 .* are not finite"):
+    _run(evaluator)
 
 
 # --- Frechet ------------------------------------------------------------------
@@ -153,8 +213,8 @@ def test_frechet_distance_of_one_feature_equals_its_closed_form():
   np.testing.assert_allclose(frechet.distance(a, b), wanted, rtol=1e-9)
 
 
-def test_the_distance_is_named_after_its_network(
-    serve, loader, monkeypatch):
+def _use_network(monkeypatch):
+  """Replaces the network by one whose last features are twice the pixels."""
   network = perceptual.Network(
       "classifier", load=lambda: {"w": np.float32(2)},
       features=lambda variables, image: [image[..., :1],
@@ -162,12 +222,18 @@ def test_the_distance_is_named_after_its_network(
       distance=None)
   monkeypatch.setattr(frechet, "perceptual", types.SimpleNamespace(
       make=lambda options, where: network))
+
+
+@pytest.mark.parametrize("num_samples", [None, 19])
+def test_the_distance_is_of_num_samples_and_named_after_its_network(
+    serve, loader, monkeypatch, num_samples):
+  _use_network(monkeypatch)
   image = RNG.uniform(-1, 1, (37, 3, 3, 2)).astype(np.float32)
   serve({"x": {"image": image}})
   values = _run(frechet.Evaluator(
       _predicts(lambda batch: {"image": batch["image"] / 2}),
-      loader, network={}, **COMMON))
-  pooled = 2 * image.mean(axis=(1, 2))
+      loader, network={}, num_samples=num_samples, **COMMON))
+  pooled = 2 * image[:num_samples].mean(axis=(1, 2))
   assert set(values) == {"frechet_classifier"}
   np.testing.assert_allclose(
       values["frechet_classifier"], frechet.distance(pooled, pooled / 2),

@@ -1,6 +1,7 @@
 """GPT over codes: causality, sampling with kept keys and values, windows."""
 
 import functools
+import math
 
 from big_vision import sharding
 from big_vision.proj.vqgan import gpt
@@ -169,6 +170,64 @@ def test_windows_that_do_not_fit_are_refused(params):
           MODEL, params, jax.random.key(0), 3, window, size, LABEL)
 
 
+def test_the_mlp_has_the_exact_gelu():
+  """As minGPT has; the approximation by tanh differs by up to 5e-4."""
+  x = np.linspace(-4, 4, 41, dtype=np.float32).reshape(1, 1, 41)
+  identity = {"kernel": np.eye(41, dtype=np.float32), "bias": np.zeros(41)}
+  y = gpt.Mlp(41, np.float32).apply(
+      {"params": {"mlp_in": identity, "mlp_out": identity}}, x)
+  wanted = [v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in x.ravel()]
+  np.testing.assert_allclose(np.ravel(y), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_label_that_is_not_a_class_gives_nan_and_others_do_not(params):
+  logits = _logits_fn(MODEL)(params, CODES, np.array([-1, 2, 4], np.int32))
+  is_nan = np.isnan(logits).all(axis=(1, 2))
+  np.testing.assert_array_equal(is_nan, [True, False, True])
+  wanted = _logits_fn(MODEL)(params, CODES, np.array([0, 2, 0], np.int32))
+  np.testing.assert_array_equal(logits[1], wanted[1])
+  # Unconditional models ignore labels.
+  model = MODEL.clone(num_classes=0)
+  logits = _logits_fn(model)(drawn.params(model, CODES), CODES, LABEL + 50)
+  assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("draw_all", [
+    lambda p, label: gpt.sample(MODEL, p, jax.random.key(0), 3, label),
+    lambda p, label: gpt.sample(
+        MODEL, p, jax.random.key(0), 3, label, temperature=0),
+    lambda p, label: gpt.sample_sliding(
+        MODEL, p, jax.random.key(0), 3, WINDOW, WINDOW, label)])
+def test_codes_whose_logits_are_not_finite_are_marked(params, draw_all):
+  codes = drawn.jit(draw_all)(params, np.array([1, 4, -1], np.int32))
+  codes = np.reshape(codes, (3, -1))
+  assert (codes[0] >= 0).all() and (codes[1:, 0] == -1).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kw", [{}, dict(temperature=0), dict(top_k=2)])
+def test_one_logit_that_is_not_finite_spoils_its_example_alone(bad, kw):
+  logits = np.zeros((3, 5), np.float32)
+  logits[1, 3] = bad
+  codes = np.asarray(gpt.draw(logits, jax.random.key(0), **kw))
+  assert codes[1] == -1 and codes[0] >= 0 and codes[2] >= 0
+
+
+@pytest.mark.parametrize("top_k", range(1, 7))
+def test_top_k_keeps_exactly_k_codes_under_ties(top_k):
+  """Against sorting: of equal logits, the lower codes are kept."""
+  rng = np.random.default_rng(top_k)
+  logits = rng.integers(0, 3, (8, 6)).astype(np.float32)
+  kept = [set(sorted(range(6), key=lambda code: (-row[code], code))[:top_k])
+          for row in logits]
+  draw = jax.jit(jax.vmap(lambda rng: gpt.draw(logits, rng, top_k=top_k)))
+  codes = np.asarray(draw(jax.random.split(jax.random.key(0), 500)))
+  for i in range(8):
+    assert set(codes[:, i]) == kept[i]
+  constant = gpt.draw(np.zeros((400, 6)), jax.random.key(1), top_k=top_k)
+  assert set(np.asarray(constant)) == set(range(top_k))
+
+
 def test_samples_follow_temperature_and_top_k():
   logits = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))
   many = jnp.broadcast_to(logits, (20_000, 4))
@@ -181,7 +240,8 @@ def test_samples_follow_temperature_and_top_k():
   squared = np.array([0.01, 0.16, 0.04, 0.09]) / 0.3
   np.testing.assert_allclose(shares(temperature=0.5), squared, atol=0.015)
   assert shares(temperature=0)[1] == shares(top_k=1)[1] == 1
-  for kw in (dict(top_k=5), dict(top_k=0), dict(temperature=-1)):
+  for kw in (dict(top_k=5), dict(top_k=0), dict(temperature=-1),
+             dict(temperature=float("nan"))):
     with pytest.raises(ValueError, match="Sampling needs"):
       gpt.draw(many, rng, **kw)
 

@@ -108,6 +108,19 @@ def test_sample_draws_from_its_key_alone():
     sample(state, runs.batch(0))
 
 
+def test_images_that_cannot_be_drawn_are_nan():
+  """Not images of other classes, nor of code 0."""
+  run = _run()
+  sample = jax.jit(run.task.predict_fns["sample"])
+  state = {**jax.device_get(run.state), "frozen": jax.device_get(run.frozen)}
+  label = np.arange(-1, len(runs.batch(0)["image"]) - 1, dtype=np.int32)
+  image = sample(state, {**runs.batch(0), "label": label},
+                 rng=jax.random.key(0))["image"]
+  np.testing.assert_array_equal(
+      np.isfinite(image).all(axis=(1, 2, 3)), (0 <= label) & (label < 3))
+  assert np.isnan(image[0]).all()
+
+
 def test_bfloat16_agrees_and_keeps_its_state_in_float32(whole):
   run = _run(model=dict(CONFIG["model"], dtype_mm="bfloat16"))
   for (state, measured), (_, wanted) in zip(run.steps(2), whole):
