@@ -50,7 +50,7 @@ def test_an_example_without_a_class_is_never_right(off):
 def _measurements(labels, **kw):
   """Returns what a step on random images logs."""
   config = config_lib.Config(dict(
-      model_name="vit", num_classes=K, loss="softmax_xent", lr=0.0,
+      model_name="vit", num_classes=K, loss="softmax_xent", lr=0.1,
       optax_name="identity", model=dict(
           width=8, depth=1, mlp_dim=8, num_heads=2, patch_size=(2, 2)), **kw))
   batch = {"image": RNG.normal(size=(8, 4, 4, 3)).astype(np.float32),
