@@ -98,7 +98,7 @@ def sync_tree(directory: str | os.PathLike):
   sync(as_path(directory).parent)
 
 
-class Appended:
+class GrowingFile:
   """A file that grows while a run goes on.
 
   In an object store, `flush` replaces the file at most once a minute, since it

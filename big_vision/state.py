@@ -144,7 +144,7 @@ def make_update(task: Task, rng, shardings, mesh) -> Callable[..., Any]:
         {**state, "frozen": frozen}, batch, rng_step, **dict(static))
     check_changed(state, changed)
     finite = {name: jnp.isfinite(measurements[name])
-              for name in monitored(measurements)}
+              for name in checked_names(measurements)}
     # Only values known before the update decide whether it is applied. Norms of
     # the new state are known only once all of it is written; a decision that
     # waits for them would read and write it a second time.
@@ -163,7 +163,7 @@ def make_update(task: Task, rng, shardings, mesh) -> Callable[..., Any]:
       out_shardings=(shardings, replicated, replicated))
 
 
-def monitored(measurements: Mapping) -> list[str]:
+def checked_names(measurements: Mapping) -> list[str]:
   """Returns the names of the measurements that must be finite.
 
   Args:
@@ -189,7 +189,8 @@ def check_finite(step: int, measurements: Mapping, ok):
   """Raises NonFiniteError with the step and its measurements unless `ok`."""
   if bool(ok):
     return
-  values = {name: float(measurements[name]) for name in monitored(measurements)}
+  values = {name: float(measurements[name])
+            for name in checked_names(measurements)}
   bad = {name: value for name, value in values.items()
          if not jnp.isfinite(value)}
   raise NonFiniteError(

@@ -78,7 +78,7 @@ def test_a_tree_is_synced_from_its_leaves_to_its_name(tmp_path, disk_calls):
 def test_a_growing_file_is_visible_at_once_and_synced_on_demand(
     tmp_path, disk_calls):
   path = tmp_path / "rows"
-  file = files.Appended(path, b"1\n")
+  file = files.GrowingFile(path, b"1\n")
   file.write(b"2\n")
   file.flush()
   assert path.read_bytes() == b"1\n2\n"
@@ -95,7 +95,7 @@ def test_an_object_store_gets_whole_files(bucket, tmp_path, monkeypatch):
   files.make_directory(f"{bucket}/run/a")
   files.write_text(f"{bucket}/run/a/config.json", "{}")
   assert epath.Path(f"{bucket}/run/a/config.json").read_text() == "{}"
-  file = files.Appended(f"{bucket}/run/rows", b"1\n")
+  file = files.GrowingFile(f"{bucket}/run/rows", b"1\n")
   file.write(b"2\n")
   file.flush()  # Too early for another upload.
   assert epath.Path(f"{bucket}/run/rows").read_text() == "1\n"

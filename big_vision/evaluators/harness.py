@@ -82,7 +82,8 @@ class Loader:
     Args:
       batch_sharding: Sharding of the batches' first axis.
       batch_size: Number of examples in a batch, over all devices.
-      pp_modules: Modules with preprocessing ops, beside the default ones.
+      pp_modules: Modules with preprocessing ops, in addition to the default
+        ones.
       seed: Seed of the run, from which predict functions draw.
     """
     self.batch_sharding = batch_sharding

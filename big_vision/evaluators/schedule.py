@@ -91,7 +91,7 @@ def make_evaluators(
     data_size: Number of examples in a training epoch, for `log_epochs`.
     train_batch_size: Batch size of training, for `log_epochs` and
       `log_examples`.
-    pp_modules: Modules with preprocessing ops, beside the default ones.
+    pp_modules: Modules with preprocessing ops, in addition to the default ones.
     workdir: Directory of the run. It replaces "{workdir}" in the evaluators'
       strings, and the evaluator's name replaces "{name}"; a twin's name ends in
       "_ema".

@@ -35,7 +35,7 @@ class Interrupted(Exception):
   def __init__(self, step: int, exit_code: int):
     super().__init__(
         f"Stopped on request after step {step}; the state is saved. The same "
-        "command continues.")
+        "command continues the run.")
     self.exit_code = exit_code
 
 

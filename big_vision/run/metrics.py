@@ -49,7 +49,7 @@ class Writer:
             if resume_step and row["step"] <= resume_step]
     if rows:
       self._last_step, self.num_rows = rows[-1]["step"], len(rows)
-    self._file = files.Appended(
+    self._file = files.GrowingFile(
         self._workdir / _FILE, "".join(map(_to_line, rows)).encode())
     self._tensorboard = _open_tensorboard(
         self._workdir / "tensorboard",
@@ -167,7 +167,7 @@ class _TensorboardFiles:
   """Opens files in object stores for tensorboardX, without further packages."""
 
   def open(self, path):
-    return files.Appended(path)
+    return files.GrowingFile(path)
 
   def directory_check(self, path):
     """Does nothing: object stores have no directories."""

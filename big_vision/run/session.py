@@ -247,13 +247,13 @@ class Session:
     values = None
     with self._interrupts.abandoning():
       values = schedule_lib.run_all(
-          due, {**state, "frozen": self.frozen}, self._beside_steps,
+          due, {**state, "frozen": self.frozen}, self._between_steps,
           lambda: self._interrupts.check(step))
       console.say(progress.format_evals(step, values))
     return values
 
   def _save(self, step, state, unevaluated):
-    with self._beside_steps("checkpoint"):
+    with self._between_steps("checkpoint"):
       self._writer.sync()
       self._saver.save(step, state, {
           "config": self._config,
@@ -264,7 +264,7 @@ class Session:
           "unevaluated": unevaluated})
 
   @contextlib.contextmanager
-  def _beside_steps(self, name: str) -> Iterator[None]:
+  def _between_steps(self, name: str) -> Iterator[None]:
     """Times and watches work that happens between steps."""
     with watchdog.within(name), self._chrono.paused(name):
       yield

@@ -109,7 +109,7 @@ class Watchdog:
     start_s: Limit of everything before the first step.
     compile_s: Limit of a step that compiles.
     data_s: Limit of waiting for a batch.
-    step_s: Limit of any other step, and of what the loop does beside it.
+    step_s: Limit of any other step, and of other work between steps.
     eval_s: Limit of one evaluator, its compilation included.
     checkpoint_s: Limit of starting to save; at the end, of saving.
     peer_s: Time after which a silent process counts as lost.

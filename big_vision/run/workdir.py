@@ -60,8 +60,8 @@ def lock(workdir: str) -> Iterator[None]:
           f"--workdir {workdir} is in use by another run, {file.read().strip()}"
           ". Wait for it, stop it, or use another --workdir.") from error
     except OSError as error:  # Some network file systems have no locks.
-      print(f"{path} cannot be locked ({error}): nothing else keeps a second "
-            "run out of this workdir.", flush=True)
+      print(f"{path} cannot be locked ({error}): a second run in this "
+            "workdir would not be noticed.", flush=True)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}, started "
                f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}\n")
@@ -90,7 +90,7 @@ def check_config(
   lines = config_lib.difference(stored.to_dict(), config.to_dict())
   if lines:
     raise config_lib.ConfigError(
-        f"{workdir} holds a run of another config. It differs in\n  " +
+        f"{workdir} holds a run with another config. The differences are\n  " +
         "\n  ".join(lines) + "\nUse another --workdir, or continue that run "
         "with this config by --allow_config_change.")
 

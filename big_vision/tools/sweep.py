@@ -217,7 +217,7 @@ def train_points(points: Sequence[Point]) -> dict[str, int]:
   for i, point in enumerate(points, start=1):
     title = f"[{i}/{len(points)}] {point.workdir}"
     if _is_finished(point):
-      print(f"{title}: finished before", flush=True)
+      print(f"{title}: already finished", flush=True)
       continue
     print(title, flush=True)
     code, stopped = _run(_command(point))

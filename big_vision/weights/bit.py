@@ -82,8 +82,8 @@ def _fix_old_name(name: str) -> str:
       r"(block\d+/unit\d+)/([abc])/(conv|group_norm|proj/conv)/(\w+)", new)
   if match is None:
     raise ValueError(
-        f"{name!r} is in a TensorFlow file of BiT, but not in the model; there "
-        "are root_block, block1/unit01/a, ..., group_norm, head.")
+        f"{name!r} is in a TensorFlow file of BiT, but not in the model, which "
+        "has root_block, block1/unit01/a, ..., group_norm, head.")
   unit, letter, kind, leaf = match.groups()
   place = "abc".index(letter) + 1
   part = {"conv": f"conv{place}", "group_norm": f"gn{place}",

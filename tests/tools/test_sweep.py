@@ -226,7 +226,7 @@ def test_killed_it_continues_and_repeats_nothing(tmp_path):
   before = written(), os.listdir(first)
 
   output = processes.finish(_start(str(config), workdir))
-  assert f"[1/2] {first}: finished before" in output
+  assert f"[1/2] {first}: already finished" in output
   assert "Continuing after step" in output
   assert (written(), os.listdir(first)) == before
   for seed, run in enumerate((first, second)):

@@ -107,12 +107,12 @@ def _time_lines(phase, hardware, batch_size, in_phase) -> Iterator[str]:
   yield f"\nStep time{in_phase}: {low * 1e3:.1f} ms if all overlaps, " \
         f"{high * 1e3:.1f} ms if nothing does ({parts})."
   if "memory" not in seconds:
-    yield "  Memory traffic is not in it: this is a bound, not an estimate."
+    yield "  This bound is not an estimate: memory traffic is not included."
   yield f"  {batch_size / high:,.0f} to {batch_size / low:,.0f} " \
         f"examples/s; MFU {ideal / high:.0%} to {ideal / low:.0%}."
-  yield "  The input must deliver " \
+  yield "  The input must deliver up to " \
         f"{batch_size / low / hardware.num_hosts:,.0f} " \
-        "examples/s on each host, at most."
+        "examples/s on each host."
 
 
 def _total_line(plan, hardware, price) -> str:
