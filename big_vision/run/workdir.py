@@ -102,7 +102,7 @@ def store_config(workdir: str, config: config_lib.Config):
 
 
 def keep_class_names(workdir: str, class_names: Sequence[str] | None):
-  """Writes the names of the classes to `workdir`/class_names.json.
+  """Writes the names of the classes to `workdir`/class_names.json, or checks.
 
   Args:
     workdir: Directory of the run.
@@ -112,26 +112,38 @@ def keep_class_names(workdir: str, class_names: Sequence[str] | None):
     ConfigError: The run was started with other classes, so the labels that it
       has learned mean something else; or the file is damaged.
   """
+  check_class_names(workdir, class_names)
   path = files.as_path(workdir) / _CLASS_NAMES
-  if class_names is None:
+  if class_names is not None and not path.exists():
+    files.write_text(path, json.dumps(list(class_names), indent=0))
+
+
+def check_class_names(workdir: str, class_names: Sequence[str] | None):
+  """Raises ConfigError if the run in `workdir` has learned other classes.
+
+  Names that are unknown, or that no run has kept, are not compared.
+
+  Args:
+    workdir: Directory of the run.
+    class_names: Names in the order of the labels; None if they are unknown.
+  """
+  path = files.as_path(workdir) / _CLASS_NAMES
+  if class_names is None or not path.exists():
     return
-  if path.exists():
-    try:
-      stored = list(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-      raise config_lib.ConfigError(
-          f"{path} is not a list of names in JSON: {error}. Remove it.") from (
-              error)
-    if stored != list(class_names):
-      pairs = enumerate(itertools.zip_longest(stored, class_names))
-      changed = [f"class {i} was {old!r} and is {new!r}"
-                 for i, (old, new) in pairs if old != new]
-      raise config_lib.ConfigError(
-          f"{workdir} holds a run with other classes: {changed[0]}"
-          f"{', ...' if len(changed) > 1 else ''}. Use another --workdir, or "
-          f"remove {path} to continue with the new ones.")
-    return
-  files.write_text(path, json.dumps(list(class_names), indent=0))
+  try:
+    stored = list(json.loads(path.read_bytes()))
+  except (ValueError, TypeError) as error:
+    raise config_lib.ConfigError(
+        f"{path} is not a list of names in JSON: {error}. Remove it.") from (
+            error)
+  if stored != list(class_names):
+    pairs = enumerate(itertools.zip_longest(stored, class_names))
+    changed = [f"class {i} was {old!r} and is {new!r}"
+               for i, (old, new) in pairs if old != new]
+    raise config_lib.ConfigError(
+        f"{workdir} holds a run with other classes: {changed[0]}"
+        f"{', ...' if len(changed) > 1 else ''}. Use another --workdir, or "
+        f"remove {path} to go on with the new ones.")
 
 
 def load_config(workdir: str) -> config_lib.Config | None:

@@ -28,6 +28,7 @@ from big_vision.run import pictures
 from big_vision.run import pretrained
 from big_vision.run import progress
 from big_vision.run import watchdog
+from big_vision.run import workdir as workdir_lib
 
 
 def evaluate(config: config_lib.Config, workdir: str, *,
@@ -49,6 +50,7 @@ def evaluate(config: config_lib.Config, workdir: str, *,
     ConfigError: There is no such checkpoint.
   """
   built = build_lib.build(config)
+  workdir_lib.check_class_names(workdir, built.data.class_names)
   evals = build_lib.make_evaluators(config, built, workdir)
   directory = os.path.join(
       workdir, "checkpoints_best" if best else "checkpoints")

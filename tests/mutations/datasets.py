@@ -161,8 +161,8 @@ MUTATIONS = [
              "test_names_of_classes_are_known_unless_sources_differ"),
     Mutation(
         file="big_vision/run/workdir.py",
-        old="    if stored != list(class_names):",
-        new="    if len(stored) != len(class_names):",
+        old="  if stored != list(class_names):",
+        new="  if len(stored) != len(class_names):",
         test="tests/run/test_workdir.py::"
              "test_names_of_classes_are_kept_and_may_not_change"),
     Mutation(
@@ -189,4 +189,10 @@ MUTATIONS = [
         new="  missing = []",
         test="tests/proj/nerf/test_scenes.py::"
              "test_images_that_would_hang_or_fill_the_memory_are_refused"),
+    Mutation(
+        file="big_vision/tools/eval_only.py",
+        old="  workdir_lib.check_class_names(workdir, built.data.class_names)",
+        new="  assert built.data.class_names",
+        test="tests/tools/test_eval_only.py::"
+             "test_data_with_other_classes_is_not_evaluated"),
 ]
