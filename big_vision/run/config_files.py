@@ -1,4 +1,4 @@
-"""Loads config files, and says in a line what is wrong with one."""
+"""Loads config files, and explains in a line what is wrong with them."""
 
 import importlib.machinery
 import importlib.util
@@ -53,7 +53,7 @@ def load_module(path: str) -> types.ModuleType:
   spec = importlib.util.spec_from_file_location(
       loader.name, path, loader=loader)
   module = importlib.util.module_from_spec(spec)
-  sys.modules[loader.name] = module  # Dataclasses look their module up here.
+  sys.modules[loader.name] = module  # Dataclasses look up their module here.
   try:
     loader.exec_module(module)
   except SyntaxError as error:
@@ -72,7 +72,7 @@ def load(text: str) -> ml_collections.ConfigDict:
   """Returns the config of "FILE.py" or "FILE.py:arg=value,...".
 
   Raises:
-    ConfigError: see `load_module`; or the file does not define a suitable
+    ConfigError: See `load_module`; or the file does not define a suitable
       `get_config`. Errors that it raises pass unchanged.
   """
   path, *args = text.split(":", 1)

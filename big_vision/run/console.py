@@ -1,4 +1,4 @@
-"""Prints messages for the person who watches a run."""
+"""Prints messages for the person who watches a run, and never fails."""
 
 import io
 import os
@@ -15,7 +15,7 @@ def say(message: str):
 
 
 class _Stream(io.FileIO):
-  """Drops what cannot be written: the terminal or the reader is gone."""
+  """Drops what cannot be written, because a terminal or a reader is gone."""
 
   def write(self, data) -> int:
     try:
@@ -28,8 +28,8 @@ class _Stream(io.FileIO):
 def protect():
   """Keeps a program alive whatever happens to its standard streams.
 
-  Nothing that is printed raises an error any more: the terminal may be gone,
-  the pipe's reader too, the disk full, or a letter missing in the encoding.
+  Printing then raises no errors, even if the terminal or a pipe's reader is
+  gone, the disk is full, or the encoding lacks a character.
   """
   # A file that is opened later must not get the number of a closed stream, or
   # what libraries print would be written into it.
