@@ -185,6 +185,6 @@ def make_evaluators(
 
 
 def _get_seed(config: config_lib.Config) -> int:
-  """Returns the seed of the run; others would alias one that is allowed."""
+  """Returns the run's seed; one out of range would act like another one."""
   return config_lib.get_checked(config, "seed", ranges.Seed, 0)
 

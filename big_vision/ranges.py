@@ -1,4 +1,4 @@
-"""Ranges of the numbers that a config may hold.
+"""Defines the ranges of the numbers that a config may hold.
 
 A range is stated once, where the number is read. A function that takes its
 arguments from the config annotates them, and `config.call` checks them:
@@ -32,7 +32,7 @@ class Range(NamedTuple):
   has_high: bool = False
 
   def __contains__(self, value) -> bool:
-    """Whether a number is in the range; NaN and infinity never are."""
+    """Returns whether a number is in the range; NaN and infinity never are."""
     return math.isfinite(value) and (
         self.low < value < self.high
         or self.has_low and value == self.low
@@ -60,11 +60,11 @@ Decay = Annotated[float, Range(low=0, has_low=True, high=1)]
 
 
 def accepts(value: Any, annotation: Any) -> bool:
-  """Whether `value` is among the values that an annotation describes.
+  """Returns whether `value` is among the values that an annotation describes.
 
   Numbers, booleans, strings and sequences or mappings of them are told apart;
-  an annotation of any other kind accepts everything. A whole number is a
-  float, too, but neither is a boolean a number nor a number a boolean.
+  an annotation of any other kind accepts everything. An integer counts as a
+  float, but a boolean is not a number, nor a number a boolean.
   """
   origin = typing.get_origin(annotation)
   arguments = typing.get_args(annotation)

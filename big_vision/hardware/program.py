@@ -1,4 +1,4 @@
-"""Measures compiled programs: memory, traffic and collectives.
+"""Measures the memory, traffic and collectives of compiled programs.
 
 A program holds the work of one device. XLA's `cost_analysis` counts the body of
 a loop once; the number of iterations is read from the program's text. The
@@ -125,10 +125,10 @@ class Program:
 
   @functools.cached_property
   def _scattered(self) -> set[str]:
-    """Names of the all-reduces that are reduce-scatters.
+    """Returns the names of the all-reduces that are really reduce-scatters.
 
     The TPU compiler writes a reduce-scatter as a fusion of an all-reduce and
-    the slice that the device keeps. Outside of a fusion, an all-reduce whose
+    the slice that the device keeps. Outside a fusion, an all-reduce whose
     result is sliced is a real one.
     """
     names = set()
@@ -141,7 +141,7 @@ class Program:
 
   @functools.cached_property
   def _continued(self) -> set[str]:
-    """Names of the collectives that another one has started.
+    """Returns the names of the collectives that another one has started.
 
     The TPU compiler spreads a transfer over the computations that hide it, a
     chain of fusions. Each of them shows the whole transfer; only the first

@@ -42,8 +42,8 @@ def start_processes(
   """Connects the processes of a run, if there are several.
 
   `launchers.find_processes` says how they are found; a Cloud TPU detects its
-  own, and a run on one machine needs no arguments. Must be called before the
-  first use of a device.
+  own, and a run on one machine needs no arguments. Call it before the first use
+  of a device.
 
   Args:
     coordinator_address: "host:port" of process 0, reachable by all processes.
@@ -52,7 +52,7 @@ def start_processes(
     process_id: Index of this process, from 0.
 
   Raises:
-    ConfigError: there are several processes, and the address of process 0, the
+    ConfigError: There are several processes, and the address of process 0, the
       number of processes or the index of this one is unknown; or this is
       process 0, and another program uses the port.
   """
@@ -103,7 +103,7 @@ def _check_port(address: str):
     families.append((socket.AF_INET6, ""))
   for family, host in families:
     with socket.socket(family) as trial:
-      # As jax does: connections of a run that has just ended do not count.
+      # Like jax, ignore connections of a run that has just ended.
       trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       try:
         trial.bind((host, port))
@@ -147,7 +147,7 @@ def _do_not_look_for_tpu():
 
   `tools.plan` needs it for its compiler, so it is installed on other machines.
   """
-  # jax has no public way; if this one goes, the messages return.
+  # jax has no public way to do this; if this one disappears, the errors return.
   with contextlib.suppress(ImportError, AttributeError):
     from jax._src import xla_bridge  # pylint: disable=g-import-not-at-top
     if not jax.config.jax_platforms:

@@ -17,7 +17,7 @@ from big_vision.run import peers
 def stop_signals() -> list[signal.Signals]:
   """Returns the signals that ask a run to stop.
 
-  A terminal that is closed sends SIGHUP. `nohup` ignores it, and so do we then.
+  A terminal that is closed sends SIGHUP, which a run under `nohup` ignores.
   """
   signals = [signal.SIGTERM, signal.SIGINT]
   if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

@@ -16,7 +16,7 @@ class Processes(NamedTuple):
     count: Number of processes.
     index: Index of this process, from 0.
     local_devices: Indices of the GPUs that this process uses; None for all.
-    how: Where this is known from, for the message.
+    how: Source of this information, for the message.
   """
   address: str | None
   count: int
@@ -33,9 +33,9 @@ def find_processes(
   Arguments come first, then JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
   JAX_PROCESS_ID (or JOB_COMPLETION_INDEX, which Kubernetes sets in the pods of
   an indexed job), then the variables of Open MPI and SLURM. jax detects these
-  launchers too, but it uses one GPU a process even where a host runs a single
-  process, needs permission to ask Kubernetes about pods, and does not know
-  Open MPI 5.
+  launchers too, but it uses one GPU per process even if a host runs a single
+  process, needs permission to ask Kubernetes about pods, and does not know Open
+  MPI 5.
 
   Args:
     environ: Environment variables.
@@ -47,7 +47,8 @@ def find_processes(
     None for a process that runs alone.
 
   Raises:
-    ConfigError: something is missing or invalid; says which flags to give.
+    ConfigError: Something is missing or invalid; the error says which flags to
+      give.
   """
   address = address or environ.get("JAX_COORDINATOR_ADDRESS")
   if count is None:
