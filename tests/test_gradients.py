@@ -60,6 +60,19 @@ def test_accumulation_sums_in_float32_and_keeps_dtypes():
   np.testing.assert_allclose(grads["w"], x.mean(), rtol=4e-3)
 
 
+def test_parts_take_examples_from_all_over_the_batch():
+  """A device that holds examples 0 to 3 of 8 then works on every part."""
+  seen = []
+  def value_and_grad(params, batch, rng):
+    del rng
+    jax.debug.callback(lambda x: seen.append(list(x)), batch["x"], ordered=True)
+    return (params["w"] * 0, ()), params
+  gradients.accumulate(value_and_grad, 2)(
+      {"w": jnp.ones(())}, {"x": jnp.arange(8)}, jax.random.key(0))
+  jax.effects_barrier()
+  assert seen == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
 def test_batches_that_do_not_split_are_refused():
   value_and_grad, params, batch = _linear_problem()
   accumulated = gradients.accumulate(value_and_grad, 5)

@@ -57,6 +57,22 @@ def test_fsdp_takes_the_largest_free_dimension_that_divides():
   assert specs["small"] == P(None, None), "Unmatched leaves stay whole."
 
 
+@pytest.mark.parametrize("op, limit", [
+    ("fsdp", 2 ** 22), ("fsdp(min_size_to_shard_mb=1)", 2 ** 20),
+    ("fsdp('data', 0)", 0)])
+def test_fsdp_leaves_arrays_up_to_its_limit_whole(op, limit):
+  """A limit is in bytes, whatever the dtype, and 4 MiB by default."""
+  # 4 devices split the rows; one more row each is beyond the limit.
+  for dtype in (np.float32, np.float16):
+    columns = 2 ** 10
+    rows = limit // columns // np.dtype(dtype).itemsize
+    specs = _specs({"at": _shape(rows, columns, dtype=dtype),
+                    "above": _shape(rows + 4, columns, dtype=dtype)},
+                   [(".*", op)])
+    assert "data" not in specs["at"] or not rows
+    assert "data" in specs["above"]
+
+
 def test_shard_dim_counts_from_both_ends():
   shapes = {"kernel": _shape(3, 4, 8), "bias": _shape(8)}
   assert _specs(shapes, [("kernel", "shard_dim('model', -1)"),

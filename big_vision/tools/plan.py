@@ -63,6 +63,14 @@ def header_command(path: str) -> list[str]:
   return shlex.split(found[1])
 
 
+def row_name(command: Sequence[str]) -> str:
+  """Returns "FILE.py:arg=value" of a command's config, without its folder."""
+  config = next(argument.removeprefix("--config=")
+                for argument in command if ".py" in argument)
+  path, colon, arg = config.partition(":")
+  return f"{os.path.basename(path)}{colon}{arg}"
+
+
 def _print_remedy(config, hardware) -> None:
   """Tries remedies until all phases fit, and prints each outcome."""
   print("What would make it fit, tried in this order:", flush=True)
@@ -102,11 +110,7 @@ def _print_table(paths: Sequence[str]):
       plan = plans.make_plan(config_lib.resolve(flags.FLAGS.config), hardware)
     except plans.DoesNotFitError:
       plan = None
-    name = next(argument.removeprefix("--config=")
-                for argument in command if ".py" in argument)
-    file, colon, arg = name.partition(":")
-    name = f"{os.path.basename(file)}{colon}{arg}"
-    print(reports.table_row(name, plan, hardware), flush=True)
+    print(reports.table_row(row_name(command), plan, hardware), flush=True)
 
 
 def define_flags():

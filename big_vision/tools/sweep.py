@@ -42,6 +42,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from big_vision import config as config_lib
+from big_vision import ranges
 from big_vision import files
 from big_vision.run import command_line
 from big_vision.run import config_files
@@ -197,6 +198,7 @@ def _make_config(module, base_arg, overrides, seed):
           f"the override {key}={value!r} does not have the type of "
           f"{place!r}.") from error
   if seed is not None:
+    config_lib.check(seed, "--seeds", ranges.Seed)
     with config.unlocked():
       config.seed = seed
   return config

@@ -12,7 +12,7 @@ import pytest
     ("replica_groups=mesh['axis_0'=16,'axis_1'=2] {'axis_1'}, x", 2),
     ("replica_groups=mesh['axis_0'=16] {'axis_0':(4)2}, x", 2),
     ("no groups", 1)])
-def testgroup_size_reads_every_notation_of_xla(text, size):
+def test_group_size_reads_every_notation_of_xla(text, size):
   assert hlo.group_size(text) == size
 
 

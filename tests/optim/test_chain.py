@@ -153,6 +153,18 @@ def test_optimizer_state_has_the_dtype_of_the_config():
     assert jnp.dtype("bfloat16") in kinds, name
 
 
+@pytest.mark.parametrize("clip, factor", [
+    (None, 1), (0, 1), (0., 1), (10., 1), (2.5, .5)])
+def test_gradients_are_clipped_by_their_norm_and_0_is_off(clip, factor):
+  """The norm is 5. Clipping it to 0 would train nothing."""
+  params = {"w": np.zeros(2, np.float32)}
+  tx, _ = _make(_config(optax_name="big_vision.sgd", lr=1., wd=0,
+                        grad_clip_norm=clip), params)
+  updates, _ = tx.update({"w": np.float32([3, 4])}, tx.init(params), params)
+  np.testing.assert_allclose(
+      updates["w"], [-3 * factor, -4 * factor], rtol=1e-6)
+
+
 @pytest.mark.parametrize("changes, message", [
     (dict(optax_name="adamw"), "they would increase the loss"),
     (dict(optax_name="sgd"), "they would increase the loss"),

@@ -1,9 +1,11 @@
 """Tests of tools/plan.py: as a command, and against runs that really happen."""
 
+import math
 import os
 import re
 import subprocess
 import sys
+import types
 
 from big_vision import build as build_lib
 from big_vision import config as config_lib
@@ -14,6 +16,7 @@ from big_vision.datasets.tfds import declared
 from big_vision.datasets.tfds import prepared
 from big_vision.hardware import chips
 from big_vision.hardware import flops as flops_lib
+from big_vision.hardware import program as program_lib
 from big_vision.hardware import targets
 from big_vision.task import Phase
 from big_vision.tools import plan as plan_lib
@@ -22,7 +25,7 @@ from big_vision.tools.planning import remedies
 from big_vision.tools.planning import reports
 from big_vision.tools.planning import sizes
 import jax
-import numpy as np
+
 import pytest
 import tiny_config
 
@@ -75,8 +78,11 @@ def test_report_of_one_phase(plan, hardware):
   assert re.search(r"split as \('data',\), by '\.\*' \"?.?fsdp", text)
   assert "all-gather" in text and "all-reduce" in text
   assert "compiled for CPU" in text  # Hence peak memory is unknown.
-  assert "peak memory  " in text and "chip-hours" in text
-  assert "at 2 an hour" in text
+  assert "peak memory  " in text
+  # Times the price of 2 for each of 8 chips, rounded as it is printed.
+  hours = [8 * s / 3600 for s in plans.run_seconds(plan, hardware)]
+  assert f"{hours[0]:,.1f} to {hours[1]:,.1f} chip-hours, " in text
+  assert f"{2 * hours[0]:,.2f} to {2 * hours[1]:,.2f} at 2 an hour" in text
   assert "The step, on one device:" in text and "phase" not in text
 
 
@@ -93,12 +99,47 @@ def test_training_step_is_three_forward_passes_without_input_gradient(plan):
   assert phase.flops == 3 * flops - embedding_flops
 
 
-def test_step_seconds_follow_from_the_data_sheet(plan, hardware):
-  phase, = plan.phases
-  seconds = plans.step_seconds(phase, hardware)
-  assert set(seconds) == {"arithmetic", "links"}
-  assert np.isclose(seconds["arithmetic"], phase.flops / 8 / 989e12)
-  assert not plans.step_seconds(phase, targets.describe_devices(8, "cpu"))
+def _heavy_phase(**kw):
+  """Returns a phase that takes an h100 times that are known by its data sheet.
+
+  On each of 8 chips: 3 s of arithmetic, 4 s of memory, 1 + .5 s of links.
+  """
+  program = types.SimpleNamespace(
+      bytes_accessed=4 * 3.35e12, argument_bytes=0, peak_bytes=0, collectives=[
+          program_lib.Collective("all-to-all", 2 * 450e9, 2, 1, ""),
+          program_lib.Collective("all-reduce", 225e9, 2, 1, "")])
+  return plans.PhasePlan(**{**dict(
+      first_step=0, num_steps=1, static={}, program=program,
+      flops=8 * 3 * 989e12), **kw})
+
+
+def test_step_seconds_follow_from_the_data_sheet(hardware):
+  seconds = plans.step_seconds(_heavy_phase(), hardware)
+  assert seconds == pytest.approx({"arithmetic": 3, "links": 1.5}, rel=1e-12)
+  seconds = plans.step_seconds(
+      _heavy_phase(), hardware._replace(is_target=True))
+  assert seconds == pytest.approx(
+      {"arithmetic": 3, "memory": 4, "links": 1.5}, rel=1e-12)
+  assert not plans.step_seconds(
+      _heavy_phase(), targets.describe_devices(8, "cpu"))
+
+
+def test_a_report_and_a_table_show_the_times_of_a_step(plan, hardware):
+  """2,400 steps of 7.2 s on 8 chips, if all overlaps; 16 examples a step."""
+  phase = _heavy_phase(num_steps=2400, flops=8 * 7.2 * 989e12)
+  plan = plan._replace(phases=(phase,))
+  text = "\n".join(reports.report(plan, hardware, price=0.25))
+  assert "Step time: 7200.0 ms if all overlaps, 8700.0 ms if nothing" in text
+  assert "2 to 2 examples/s; MFU 83% to 100%." in text
+  assert "must deliver 2 examples/s on each host" in text
+  # 4.8 and 5.8 hours.
+  assert "38.4 to 46.4 chip-hours, 9.60 to 11.60 at 0.25 an hour" in text
+  assert "chip-hours." in "\n".join(reports.report(plan, hardware))
+  row = reports.table_row("a.py", plan, hardware._replace(is_target=True))
+  # GFLOP per example, all chips together; GB on each chip.
+  assert [cell.strip() for cell in row.split("|")[4:-1]] == [
+      f"{8 * 7.2 * 989e3 / 16:,.1f}", "13,400.0", "675.00",
+      "7200 to 12700 ms"]
 
 
 def _make_phased_plan(monkeypatch, hardware, first_steps, differ=False):
@@ -159,8 +200,9 @@ def test_run_seconds_weight_phases_by_their_steps(plan, hardware):
   links = sum(c.bytes_on_links for c in phase.program.collectives) / 450e9
   low, high = plans.run_seconds(
       plan._replace(phases=(first, second)), hardware)
-  assert np.isclose(low, (2 * 1e15 + 10 * 3e15) / 8 / 989e12)
-  assert np.isclose(high, low + 12 * links, rtol=1e-12)
+  assert math.isclose(
+      low, (2 * 1e15 + 10 * 3e15) / 8 / 989e12, rel_tol=1e-12)
+  assert math.isclose(high, low + 12 * links, rel_tol=1e-12)
 
 
 def test_report_of_two_phases_prices_their_sum(plan, hardware):
@@ -191,6 +233,8 @@ def test_command_plans_for_eight_chips_that_are_not_there():
     ("--config.input.batch_size=12", ["batch_size is 12", "[8, 16]"]),
     ("--config.model.widht=3", ["widht", 'mean "width"']),
     ("--config.lr=fast", ["config.lr", "fast"]),
+    ("--config.ema_decay=2", ["ema_decay is 2", "in [0, 1)"]),
+    ("--devices=0", ["devices", "1"]),
     ("--chip=h1000", ["h1000", "h100"]),
     ("--topology=v5e:4x4", ["--topology"]),
     ("--devics=3", ["devics", "devices"])])
@@ -260,12 +304,22 @@ def test_every_remedy_changes_the_config_and_builds():
 
 def test_remedies_without_effect_are_left_out():
   config = vit_s16_i1k.get_config()
-  before = [description for description, _ in remedies.list_remedies(config)]
+  def applied():
+    return [{key: remedies.with_values(config, values).get(key)
+             for key in ("sharding_preset", "grad_accum_steps")}
+            | remedies.with_values(config, values).model.to_dict()
+            for _, values in remedies.list_remedies(config)]
+  before = applied()
+  assert [values["sharding_preset"] for values in before] == [
+      "fsdp", None, "fsdp", "fsdp", "fsdp", "fsdp"]
+  assert [values["grad_accum_steps"] for values in before] == [
+      None, None, None, 2, 4, 8]
+  assert [bool(values.get("scan")) for values in before] == [
+      False, True, True, False, False, False]
   with config.unlocked():
     config.sharding_preset = "fsdp"
-  after = [description for description, _ in remedies.list_remedies(config)]
-  assert after == [description for description in before if description not in (
-      "sharding_preset='fsdp'", "both of these")]
+  # What changes nothing and what does the same as another one are gone.
+  assert applied() == [before[2], *before[3:]]
 
 
 def test_header_command_reads_the_config_header():
@@ -273,6 +327,14 @@ def test_header_command_reads_the_config_header():
   assert "--topology" in " ".join(args)
   with pytest.raises(config_lib.ConfigError, match="tools.plan"):
     plan_lib.header_command("tests/tiny_config.py")
+
+
+def test_a_row_is_named_after_the_config_and_its_arguments():
+  """The slash in "B/16" is not one of the path."""
+  assert plan_lib.row_name(
+      ["--config", "x/a.py:b=B/16,c=2", "--topology", "v5e:2x4"]) == (
+          "a.py:b=B/16,c=2")
+  assert plan_lib.row_name(["--config=x/a.py"]) == "a.py"
 
 
 def test_table_row_of_a_step_that_does_not_fit(hardware):

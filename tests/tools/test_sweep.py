@@ -63,6 +63,12 @@ def test_every_point_has_every_seed(tmp_path):
   assert points[1].workdir.endswith("lr=0.5/seed=2")
 
 
+@pytest.mark.parametrize("seed", [-1, 2 ** 31])
+def test_seeds_that_would_alias_others_are_refused(seed, tmp_path):
+  with pytest.raises(config_lib.ConfigError, match=f"--seeds is {seed}; .* in"):
+    _load(tmp_path, "[{'lr': 0.5}]", seeds=(0, seed))
+
+
 def test_a_point_starts_from_an_earlier_one_of_its_seed(tmp_path):
   points = _load(
       tmp_path, "[dict(name='a'), dict(name='b', "
