@@ -22,12 +22,6 @@ MUTATIONS = [
              "not"),
     Mutation(
         file="big_vision/proj/vqgan/gpt.py",
-        old="(0 <= label) & (label < self.num_classes)",
-        new="(0 <= label) & (label <= self.num_classes)",
-        test=f"{_GPT}test_a_label_that_is_not_a_class_gives_nan_and_others_do_"
-             "not"),
-    Mutation(
-        file="big_vision/proj/vqgan/gpt.py",
         old="      logits = jnp.where(is_kept, logits, -jnp.inf)",
         new="      lowest = jax.lax.top_k(logits, top_k)[0][:, -1:]\n"
             "      logits = jnp.where(logits < lowest, -jnp.inf, logits)",
