@@ -14,6 +14,11 @@ import time
 from etils import epath
 
 
+# Numbers of errors of a disk that is full or broken, or of a quota or a limit
+# that is used up.
+DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS})
+
 # Object stores take whole files only: a growing file is sent again every time.
 _UPLOAD_EVERY_S = 60
 
@@ -26,7 +31,17 @@ def is_remote(path: str | os.PathLike) -> bool:
 def as_path(path: str | os.PathLike) -> epath.Path:
   """Returns an absolute path, local or in an object store."""
   path = os.fspath(path)
-  return epath.Path(path if is_remote(path) else os.path.abspath(path))
+  return epath.Path(path if is_remote(path) else
+                    os.path.abspath(os.path.expanduser(path)))
+
+
+def is_below(path: str | os.PathLike, directory: str | os.PathLike) -> bool:
+  """Returns whether a file is inside a directory, after following links."""
+  def resolve(path):
+    path = os.fspath(as_path(path))
+    return os.path.normpath(path) if is_remote(path) else os.path.realpath(path)
+  directory = resolve(directory)
+  return resolve(path).startswith(os.path.join(directory, ""))
 
 
 def write_text(path: str | os.PathLike, text: str):

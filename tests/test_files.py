@@ -116,3 +116,24 @@ def test_reading_a_workdir_does_not_import_tensorflow():
   code = ("import sys; from big_vision import files; "
           "assert 'tensorflow' not in sys.modules")
   subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_what_is_below_a_directory(tmp_path, monkeypatch):
+  inside, outside = tmp_path / "run", tmp_path / "runs"
+  inside.mkdir()
+  outside.mkdir()
+  (inside / "link").symlink_to(outside)
+  monkeypatch.chdir(inside)
+  for path in ("a", inside / "a", inside / "b" / ".." / "a"):
+    assert files.is_below(path, inside), path
+  for path in (inside, outside / "a", inside / ".." / "a", "link/a", "/a",
+               "gs://bucket/run/a"):
+    assert not files.is_below(path, inside), path
+  assert files.is_below("gs://bucket/run/a", "gs://bucket/run")
+  assert not files.is_below("gs://bucket/run/../a", "gs://bucket/run")
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert os.fspath(files.as_path("~/x")) == str(tmp_path / "x")
+  assert os.fspath(files.as_path("a~/x")) == os.path.abspath("a~/x")

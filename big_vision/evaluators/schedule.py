@@ -10,6 +10,7 @@ import jax
 
 from big_vision import config as config_lib
 from big_vision import durations
+from big_vision import files
 from big_vision import modules
 from big_vision import ranges
 from big_vision import sharding
@@ -147,6 +148,7 @@ def make_evaluators(
     for twin_name, twin_pred, twin_prefix in twins:
       own = {key: _fill_in(value, "{name}", twin_name)
              for key, value in rest.items()}
+      _check_outfile(own.get("outfile"), workdir, f"{path}.outfile")
       predict_fn = bound.setdefault(
           (twin_pred, repr(pred_kw)),
           functools.partial(predict_fns[twin_pred], **pred_kw))
@@ -212,6 +214,17 @@ def run_all(
               "another evaluator does too; give it another `prefix`.")
         values[name] = value
   return values
+
+
+def _check_outfile(outfile: str | None, workdir: str | None, path: str):
+  """Raises ConfigError for a file that is not below the workdir.
+
+  A workdir may come from somebody else: evaluating it must not write anywhere.
+  """
+  if outfile and workdir and not files.is_below(outfile, workdir):
+    raise config_lib.ConfigError(
+        f"{path} is {outfile!r}, which is not below the workdir {workdir}; "
+        'write "{workdir}/...".')
 
 
 def _fill_in(value, placeholder: str, text: str | None):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from big_vision import config as config_lib
 from big_vision import files
 
 
@@ -63,4 +64,9 @@ def save_all(workdir: str | os.PathLike, step: int, values: Mapping[str, Any]):
   """Writes WORKDIR/pictures/NAME/STEP.png for every picture in `values`."""
   for name, value in values.items():
     if is_picture(value):
-      save(os.path.join(workdir, "pictures", name, f"{step:08d}.png"), value)
+      path = os.path.join(workdir, "pictures", name, f"{step:08d}.png")
+      if not files.is_below(path, workdir):
+        raise config_lib.ConfigError(
+            f"The picture {name!r} would be written to {path}, which is not "
+            f"below {workdir}; change the evaluator's prefix.")
+      save(path, value)

@@ -209,3 +209,23 @@ def test_two_evaluators_of_one_metric_are_an_error(serve, batch_sharding):
   evaluators = make(serve, batch_sharding, {"a": options, "b": options})
   with pytest.raises(config_lib.ConfigError, match="evals.b measures 'loss'"):
     schedule.run_all(evaluators, {"params": {"w": W}})
+
+
+@pytest.mark.parametrize("outfile", [
+    "/etc/a.json", "a.json", "{workdir}", "{workdir}s/a.json",
+    "{workdir}/../a.json", "{workdir}/link/a.json", "~/a.json"])
+def test_evaluators_write_below_the_workdir_only(
+    serve, batch_sharding, tmp_path, outfile):
+  """The workdir, and the config in it, may come from somebody else."""
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  (workdir / "link").symlink_to(tmp_path)
+  options = dict(PP, type="predictions")
+  for good in "{workdir}/a.json", "{workdir}/b/{name}.json":
+    make(serve, batch_sharding, {"x": options | {"outfile": good}},
+         workdir=str(workdir))
+  with pytest.raises(config_lib.ConfigError, match=(
+      "config.evals.x.outfile is .* not below the workdir")):
+    make(serve, batch_sharding, {"x": options | {"outfile": outfile}},
+         workdir=str(workdir))
+  assert not list(tmp_path.glob("**/*.json"))

@@ -3,6 +3,7 @@
 import json
 
 from big_vision.evaluators import schedule
+from big_vision import config as config_lib
 from big_vision.run import metrics
 from big_vision.run import pictures
 from big_vision.run import progress
@@ -58,3 +59,13 @@ def test_evaluators_may_yield_pictures_among_numbers():
       name="e", prefix="e/", evaluator=Evaluator())], {"x": 2})
   assert values["e/n"] == 2.0 and isinstance(values["e/n"], float)
   assert values["e/images"] is picture
+
+
+def test_pictures_are_written_below_the_workdir_only(tmp_path):
+  """Names come from the prefixes in a config, and a config from anywhere."""
+  picture = np.zeros((2, 2, 3), np.uint8)
+  workdir = tmp_path / "run"
+  for name in "../../images", "/" + str(tmp_path / "elsewhere"):
+    with pytest.raises(config_lib.ConfigError, match="not below .*prefix"):
+      pictures.save_all(str(workdir), 3, {name: picture})
+  assert not list(tmp_path.iterdir())
