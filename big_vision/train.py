@@ -88,14 +88,14 @@ def define_flags():
   """Defines the command's flags; importing this module must not."""
   config_files.define_flag(
       "What to train: FILE.py or FILE.py:arg=value,...")
-  flags.DEFINE_string(
-      "workdir", None, "Directory for checkpoints and metrics. A run that is "
+  command_line.define_workdir(
+      "Directory for checkpoints and metrics. A run that is "
       "already there continues.")
   flags.DEFINE_bool(
       "allow_config_change", False, "Continue the run in --workdir even though "
       "its config was different.")
   cluster.define_flags()
-  flags.mark_flags_as_required(["config", "workdir"])
+  flags.mark_flag_as_required("config")
 
 
 def main(argv):

@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -160,6 +161,55 @@ def test_a_run_that_cannot_print(finished, tmp_path, redirection):
        str(tmp_path)], env=processes.environ())
   processes.finish(process)
   processes.assert_same(finished, tmp_path)
+
+
+@pytest.mark.parametrize("number, code", [
+    (signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_a_signal_before_the_first_step(tmp_path, number, code):
+  process = processes.start(tmp_path, config=CONFIG)
+  processes.wait_until((tmp_path / "lock").exists, process, what="The start")
+  process.send_signal(number)
+  output = processes.finish(process, code, SOON)
+  assert "Traceback" not in output
+  assert ("before the first step; nothing is saved" in output) == (code == 130)
+  assert not list(tmp_path.glob("checkpoints/*"))
+
+
+@pytest.fixture(name="small_disk")
+def _small_disk(tmp_path):
+  """Mounts a file system of 3 MB; not every machine allows it."""
+  path = tmp_path / "disk"
+  path.mkdir()
+  done = subprocess.run(
+      ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(path)],
+      check=False, capture_output=True)
+  if done.returncode:
+    pytest.skip(f"No file system can be mounted: {done.stderr}")
+  yield path
+  subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def test_a_disk_that_fills_up_and_gets_room_again(finished, small_disk):
+  """Metrics are what is written between checkpoints."""
+  workdir, config = small_disk / "run", f"{CONFIG}:evals=2"
+  process = processes.start(workdir, config=config)
+  processes.wait_for_step(process, workdir, 2)
+  filler = small_disk / "filler"
+  try:
+    with open(filler, "wb", buffering=0) as file:
+      while True:
+        file.write(bytes(4096))
+  except OSError:
+    pass
+  output = processes.finish(process, 5, SOON)
+  assert "StorageError: " in output and "Traceback" not in output
+  assert "the same command continues" in output
+  second = processes.start(workdir, config=config)
+  output = processes.finish(second, 5, SOON)
+  assert "Traceback" not in output and "StorageError" in output
+  filler.unlink()
+  processes.finish(processes.start(workdir, config=config))
+  processes.assert_same(finished, workdir)
 
 
 # -- hangs -------------------------------------------------------------------

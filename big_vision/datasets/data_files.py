@@ -10,7 +10,6 @@ import contextlib
 import os
 import stat
 
-from big_vision import files
 from big_vision.datasets import core
 
 # A file or an array in memory may take at most this share of the machine's.
@@ -19,6 +18,11 @@ MAX_PICTURE_BYTES = 2 ** 28
 # Zeros are compressed to a thousandth. Arrays of real data stay far below this
 # ratio; small ones are harmless.
 _MAX_RATIO, _HARMLESS_BYTES = 500, 2 ** 28
+
+
+def is_remote(path: str) -> bool:
+  """Returns whether `path` is the address of an object store (gs://...)."""
+  return "://" in path
 
 
 def memory_limit() -> int:
@@ -42,7 +46,7 @@ def open_file(path: str, max_bytes: int | None = None) -> Iterator:
     DataError: The file is not a regular file, or too large.
     OSError: The file cannot be opened.
   """
-  if files.is_remote(path):
+  if is_remote(path):
     import tensorflow as tf
     _check_size(path, tf.io.gfile.stat(path).length, max_bytes)
     with tf.io.gfile.GFile(path, "rb") as file:
@@ -79,7 +83,7 @@ def find_unreadable(
   """
   listings = {}
   for position, path in enumerate(paths):
-    if files.is_remote(path):
+    if is_remote(path):
       # Each folder is listed once, because asking for each file takes hours.
       parent, name = os.path.split(path)
       if parent not in listings:

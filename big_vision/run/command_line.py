@@ -3,7 +3,6 @@
 import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import errno
 import functools
 import inspect
 import os
@@ -18,13 +17,16 @@ from absl import flags
 import ml_collections
 
 from big_vision import config as config_lib
+from big_vision import files
 from big_vision import input_pipeline
 from big_vision import state as state_lib
 from big_vision.run import checkpoints
 from big_vision.run import config_files
 from big_vision.run import console
+from big_vision.run import ending
 from big_vision.run import exit_codes
 from big_vision.run import interrupts
+from big_vision.run import metrics
 from big_vision.run import peers
 from big_vision.run import watchdog
 
@@ -33,10 +35,9 @@ _EXIT_CODES = {
     flags.Error: exit_codes.CONFIG,
     state_lib.NonFiniteError: exit_codes.NON_FINITE,
     checkpoints.StorageError: exit_codes.STORAGE,
+    metrics.MetricsDamaged: exit_codes.STORAGE,
     input_pipeline.DataError: exit_codes.DATA,
 }
-# The disk is full, broken or read-only, or a quota or a limit is used up.
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 _HELP = {"-h", "-?", "-help", "--help", "--helpshort", "--helpfull"}
 
 
@@ -59,6 +60,21 @@ def run_tool(main: Callable[[], int]):
   console.quiet_libraries()
   with exit_with_code():
     sys.exit(main())
+
+
+class _PathParser(flags.ArgumentParser):
+
+  def parse(self, argument: str) -> str:
+    return os.path.expanduser(argument)  # The shell leaves --flag=~/x as it is.
+
+  def flag_type(self) -> str:
+    return "path"
+
+
+def define_workdir(help_text: str):
+  """Defines --workdir, which is required."""
+  flags.DEFINE(_PathParser(), "workdir", None, help_text)
+  flags.mark_flag_as_required("workdir")
 
 
 def parse_flags(
@@ -160,9 +176,22 @@ def exit_with_code(
     sys.exit(exit_codes.INTERRUPTED)
   except Exception as error:  # pylint: disable=broad-exception-caught
     code, message = _report(error, more)
+    if peers.this_process()[1] == 1 and code == exit_codes.STORAGE:
+      # Libraries would try again to write at exit, and print their tracebacks.
+      ending.end(code, message, is_said=True)
     if peers.this_process()[1] > 1:
       watchdog.fail_together(code, message, code != exit_codes.ERROR)
     sys.exit(code)
+
+
+def exit_code_of(
+    error: Exception, more: Mapping[type[Exception], int] | None = None
+) -> int:
+  """Returns the exit code of an error; see `exit_with_code`."""
+  if isinstance(error, OSError) and error.errno in files.DISK_ERRORS:
+    return exit_codes.STORAGE
+  return next((code for kind, code in {**_EXIT_CODES, **(more or {})}.items()
+               if isinstance(error, kind)), exit_codes.ERROR)
 
 
 def _report(
@@ -177,10 +206,11 @@ def _report(
   trace = error.__traceback__
   if isinstance(error, config_files.LoadingFailed):
     trace, error = error.trace(), error.error
-  code = next((code for kind, code in {**_EXIT_CODES, **(more or {})}.items()
-               if isinstance(error, kind)), exit_codes.ERROR)
-  if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-    code = exit_codes.STORAGE
+  code = exit_code_of(error, more)
+  if isinstance(error, OSError) and code == exit_codes.STORAGE:
+    error = checkpoints.StorageError(
+        f"A file could not be written or read: {error}. Once that is mended, "
+        "the same command continues.")
   message = (str(error) if isinstance(error, flags.Error) else
              f"{type(error).__name__}: {_text(error)}")
   if code == exit_codes.ERROR:

@@ -1,11 +1,20 @@
 """Prints messages for the person who watches a run, and never fails."""
 
+from collections.abc import Iterator
+import contextlib
 import io
 import os
+import re
 import sys
+import tempfile
 
 from absl import logging
 import jax
+
+
+# Beginnings of lines that TensorFlow and XLA log: notes and warnings.
+_NATIVE_LOG = re.compile(
+    rb"[IW]\d{4} |WARNING: All log messages before|To enable the following")
 
 
 def say(message: str):
@@ -59,3 +68,25 @@ def quiet_libraries():
     if kind is not RuntimeError or str(error) != "Event loop is closed":
       show(kind, error, trace)
   sys.excepthook = hook
+
+
+@contextlib.contextmanager
+def dropping_native_logs() -> Iterator[None]:
+  """Drops what C++ libraries log while they are loaded; prints all else.
+
+  TensorFlow's first messages have no switch.
+  """
+  sys.stderr.flush()
+  stderr = os.dup(2)
+  with tempfile.TemporaryFile() as file:
+    os.dup2(file.fileno(), 2)
+    try:
+      yield
+    finally:
+      sys.stderr.flush()
+      os.dup2(stderr, 2)
+      os.close(stderr)
+      file.seek(0)
+      for line in file:
+        if not _NATIVE_LOG.match(line):
+          print(line.decode(errors="replace"), end="", file=sys.stderr)

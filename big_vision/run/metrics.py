@@ -17,6 +17,10 @@ from big_vision.run import pictures
 _FILE = "metrics.jsonl"
 
 
+class MetricsDamaged(ValueError):
+  """A line of `metrics.jsonl` is not what a run has written."""
+
+
 class Writer:
   """Writes a run's metrics and pictures; a context manager.
 
@@ -117,24 +121,26 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
   rows.
 
   Raises:
-    ValueError: A line other than the last is damaged; the error names it.
+    MetricsDamaged: A line other than the last is damaged; the error names it.
   """
   path = files.as_path(workdir) / _FILE
   if not path.exists():
     return []
-  lines = path.read_text().splitlines(keepends=True)
+  lines = path.read_bytes().splitlines(keepends=True)
   rows = []
   for number, line in enumerate(lines, start=1):
     try:
       row = {k: v if k == "step" else float(v)
              for k, v in json.loads(line).items()}
-      if not line.endswith("\n"):
+      if not line.endswith(b"\n"):
         raise ValueError("its end is missing")
+      if type(row.get("step")) is not int:
+        raise ValueError("it has no step")
       rows.append(row)
-    except ValueError as error:
+    except (AttributeError, TypeError, ValueError) as error:
       if number == len(lines):
         break
-      raise ValueError(
+      raise MetricsDamaged(
           f"{path} line {number} is damaged ({error}): {line[:80]!r}. Repair "
           "or remove that line.") from error
   return rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
@@ -27,6 +28,8 @@ def make(workdir: str):
       with tempfile.TemporaryFile(dir=workdir):
         pass
   except OSError as error:
+    if error.errno in files.DISK_ERRORS - {errno.EROFS}:
+      raise  # Another time, the same command may work.
     raise config_lib.ConfigError(
         f"--workdir {workdir} cannot be written to: {error}.") from error
 

@@ -74,12 +74,11 @@ def define_flags():
   """Defines the command's flags; importing this module must not."""
   config_files.define_flag(
       "Config with the evaluators; by default the run's own.")
-  flags.DEFINE_string("workdir", None, "Directory of the run.")
+  command_line.define_workdir("Directory of the run.")
   flags.DEFINE_integer(
       "step", None, "Step of the checkpoint; by default the newest.")
   flags.DEFINE_bool("best", False, "Take the best checkpoint instead.")
   cluster.define_flags()
-  flags.mark_flag_as_required("workdir")
 
 
 def main(argv):

@@ -30,6 +30,7 @@ from big_vision.datasets import core
 from big_vision.datasets import data_files
 from big_vision.datasets.tfds import prepared as prepared_lib
 from big_vision.run import command_line
+from big_vision.run import console
 
 _IDX_DATASETS = ("fashion_mnist", "kmnist", "mnist")
 _IDX_FILES = {
@@ -51,15 +52,22 @@ def main(args: Sequence[str] | None = None) -> int:
       "names", nargs="+", metavar="NAME",
       help="dataset of TensorFlow Datasets: name or name/config")
   parser.add_argument(
-      "--data_dir", help="directory of datasets; by default "
+      "--data_dir", type=os.path.expanduser,
+      help="directory of datasets; by default "
       "$TFDS_DATA_DIR, else ~/tensorflow_datasets")
   parser.add_argument(
       "--file_format", choices=_FORMATS, default="array_record",
       help="array_record (the default) can be read by index; tfrecord cannot")
   parser.add_argument(
-      "--idx_dir", help="folder with the IDX files (plain or .gz) of "
+      "--idx_dir", type=os.path.expanduser,
+      help="folder with the IDX files (plain or .gz) of "
       f"{', '.join(_IDX_DATASETS)}")
   args = parser.parse_args(args)
+  os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # No GPU is needed.
+  with console.dropping_native_logs():
+    import tensorflow  # noqa: F401  pylint: disable=unused-import
+  if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")  # Bars are for people only.
   if args.idx_dir and len(args.names) > 1:
     parser.error("--idx_dir holds one dataset; prepare them one at a time.")
   for name in args.names:
@@ -67,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
       print(prepare(name, args.data_dir, args.file_format, args.idx_dir))
     except (config_lib.ConfigError, core.DataError, OSError) as error:
       print(f"{name}: {error}", file=sys.stderr)
-      return 1
+      return command_line.exit_code_of(error)
   return 0
 
 

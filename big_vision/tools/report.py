@@ -65,10 +65,15 @@ class Run:
           f"{workdir} has no config.json: it is not the workdir of a run.")
     self.config = config.to_dict()
     self.rows = metrics.read_metrics(workdir)
-    self.predictions = None
+    self.samples = None
     path = files.as_path(workdir) / "predictions.json"
     if path.exists():
-      self.predictions = json.loads(path.read_text())
+      try:
+        self.samples = _samples(json.loads(path.read_bytes()))
+      except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not hold predictions ({type(error).__name__}: "
+            f"{error}). Remove it, or evaluate again.") from error
 
   def curve(self, name: str) -> list[tuple[float, float]]:
     """Returns (step, value) for the finite values of a metric."""
@@ -88,9 +93,9 @@ def draw_report(runs: list[Run]) -> str:
   body += ["<h2>Curves</h2>", f"<div class=charts>{charts}</div>"
            if charts else "<p>No metrics were written yet.</p>"]
   for run in runs:
-    if run.predictions:
+    if run.samples:
       body += [f"<h2>Predictions of {html.escape(run.name)}</h2>",
-               _samples(run.predictions)]
+               run.samples]
   return ("<!doctype html><html lang=en><meta charset=utf-8>"
           f"<title>Report</title><style>{_STYLE}</style><body>"
           f"{''.join(body)}</body></html>\n")
@@ -217,8 +222,9 @@ def main(args=None) -> int:
   parser = argparse.ArgumentParser(
       prog="python -m big_vision.tools.report", description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("workdir", nargs="+")
-  parser.add_argument("--out", help="default: report.html in the first workdir")
+  parser.add_argument("workdir", nargs="+", type=os.path.expanduser)
+  parser.add_argument("--out", type=os.path.expanduser,
+                      help="default: report.html in the first workdir")
   options = parser.parse_args(args)
   try:
     runs = [Run(workdir) for workdir in options.workdir]
@@ -226,7 +232,13 @@ def main(args=None) -> int:
     print(error, file=sys.stderr)
     return 2
   out = options.out or os.path.join(options.workdir[0], "report.html")
-  files.write_text(out, draw_report(runs))
+  try:
+    files.write_text(out, draw_report(runs))
+  except OSError as error:
+    if error.errno in files.DISK_ERRORS:
+      raise
+    print(f"{out} cannot be written: {error}", file=sys.stderr)
+    return 2
   print(f"Wrote {out}; open it in a browser.")
   return 0
 

@@ -141,7 +141,7 @@ def _write(name: str, images: np.ndarray) -> str:
 
 def define_flags():
   """Defines the command's flags; importing this module must not."""
-  flags.DEFINE_string("workdir", None, "Directory of the run.")
+  command_line.define_workdir("Directory of the run.")
   flags.DEFINE_string("pred", "sample", "Predict function, with arguments.")
   flags.DEFINE_integer("num", 16, "Number of images.", lower_bound=1)
   flags.DEFINE_integer("seed", 0, "Seed of the draws.")
@@ -150,7 +150,6 @@ def define_flags():
   flags.DEFINE_integer(
       "step", None, "Step of the checkpoint; by default the newest.")
   cluster.define_flags()
-  flags.mark_flag_as_required("workdir")
 
 
 def main(argv):

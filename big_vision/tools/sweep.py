@@ -350,7 +350,8 @@ def main(args=None) -> int:
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument(
       "--config", required=True, help="FILE.py or FILE.py:arg=value,...")
-  parser.add_argument("--workdir", required=True, help="directory of the sweep")
+  parser.add_argument("--workdir", required=True, type=os.path.expanduser,
+                      help="directory of the sweep")
   parser.add_argument(
       "--seeds", default="", help="seeds for every point, such as 0,1,2")
   parser.add_argument(

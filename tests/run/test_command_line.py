@@ -24,6 +24,7 @@ def _raise(error):
       "from absl import flags\n"
       "from big_vision import config as config_lib, input_pipeline\n"
       "from big_vision.run import checkpoints, command_line, interrupts\n"
+      "from big_vision.run import metrics\n"
       "with command_line.exit_with_code({LookupError: 77}):\n"
       f"  raise {error}")
 
@@ -33,6 +34,7 @@ def _raise(error):
     ("flags.Error('x')", exit_codes.CONFIG),
     ("input_pipeline.DataError('x')", exit_codes.DATA),
     ("checkpoints.CheckpointDamaged('x')", exit_codes.STORAGE),
+    ("metrics.MetricsDamaged('x')", exit_codes.STORAGE),
     ("OSError(errno.ENOSPC, 'x')", exit_codes.STORAGE),
     ("OSError(errno.EDQUOT, 'x')", exit_codes.STORAGE),
     ("OSError(errno.EROFS, 'x')", exit_codes.STORAGE),
@@ -120,3 +122,13 @@ def test_help_lists_the_flags():
   for name in ("config", "workdir", "allow_config_change", "process_id"):
     assert f"\n  --{name}: " in done.stdout
   assert "logtostderr" not in done.stdout
+
+
+def test_a_tilde_in_the_workdir_is_the_home_directory(tmp_path):
+  """The shell leaves it where it is in --workdir=~/x."""
+  done = subprocess.run(
+      [sys.executable, "-m", "big_vision.tools.eval_only", "--workdir=~/x"],
+      capture_output=True, text=True, check=False, cwd=tmp_path,
+      env=processes.environ(HOME=str(tmp_path), PYTHONPATH=str(processes.ROOT)))
+  assert f"--workdir='{tmp_path}/x' is not a run's workdir" in done.stderr
+  assert done.returncode == exit_codes.CONFIG and not list(tmp_path.iterdir())

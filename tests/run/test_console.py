@@ -99,3 +99,23 @@ def test_libraries_do_not_repeat_that_a_loop_is_closed():
       [sys.executable, "-c", code], cwd=processes.ROOT, capture_output=True,
       text=True, check=False)
   assert "closed" not in done.stderr and "is open" in done.stderr
+
+
+def test_only_the_logs_of_native_libraries_are_dropped():
+  code = (
+      "import os, sys\n"
+      "from big_vision.run import console\n"
+      "with console.dropping_native_logs():\n"
+      "  os.write(2, b'I0000 00:00:1.2 3 a.cc:4] note\\nreal error\\n')\n"
+      "  print('from Python', file=sys.stderr)\n"
+      "  os.write(2, b'E0000 00:00:1.2 3 a.cc:4] native error\\n')\n"
+      "os.write(2, b'I0000 afterwards\\n')\n"
+      "with console.dropping_native_logs():\n"
+      "  raise ValueError('passes')\n")
+  done = subprocess.run(
+      [sys.executable, "-c", code], cwd=processes.ROOT, capture_output=True,
+      text=True, check=False)
+  assert done.stderr.startswith(
+      "real error\nfrom Python\nE0000 00:00:1.2 3 a.cc:4] native error\n"
+      "I0000 afterwards\nTraceback"), done.stderr
+  assert done.stderr.endswith("ValueError: passes\n")

@@ -82,6 +82,34 @@ def test_a_directory_without_a_run_is_named(tmp_path, capsys):
   assert "no config.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("file, text, message", [
+    ("config.json", b"[1, 2]", "config.json is not a config in JSON: it holds "
+     "a list"),
+    ("config.json", b"\xff\xfe", "config.json is not a config in JSON"),
+    ("metrics.jsonl", b"[1]\n{}\n", "metrics.jsonl line 1 is damaged"),
+    ("metrics.jsonl", b'{"loss": 1}\n{}\n', "line 1 is damaged (it has no s"),
+    ("metrics.jsonl", b'{"step": "x"}\n{}\n', "metrics.jsonl line 1 is dama"),
+    ("metrics.jsonl", b'{"step": 1, "a": [2]}\n{}\n', "line 1 is damaged"),
+    ("metrics.jsonl", b"\xff\n{}\n", "metrics.jsonl line 1 is damaged"),
+    ("predictions.json", b"{", "predictions.json does not hold predictions"),
+    ("predictions.json", b"[]", "predictions.json does not hold predictions"),
+    ("predictions.json", b"{}", "predictions.json does not hold predictions"),
+    ("predictions.json", b'{"examples": [{"label": 1, "prediction": "x", '
+     b'"probability": "y"}]}', "predictions.json does not hold predictions")])
+def test_broken_workdirs_are_named(tmp_path, capsys, file, text, message):
+  workdir = _workdir(tmp_path, "run", {"lr": 1}, _rows())
+  (tmp_path / "run" / file).write_bytes(text)
+  assert report.main([workdir]) == 2
+  said = capsys.readouterr().err
+  assert message in said and workdir in said and "Traceback" not in said
+
+
+def test_a_report_that_cannot_be_written(tmp_path, capsys):
+  workdir = _workdir(tmp_path, "run", {"lr": 1}, _rows())
+  assert report.main([workdir, "--out", str(tmp_path / "no" / "a.html")]) == 2
+  assert "a.html cannot be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("low, high, expected", [
     (0, 1, [0, .5, 1]), (0, 1123, [0, 500, 1000]),
     (2.1, 2.9, [2.2, 2.4, 2.6, 2.8]), (-3, 3, [-2, 0, 2])])
