@@ -82,6 +82,7 @@ def test_arguments_that_cannot_be_parsed_are_named(text, message):
     ({"total_steps": 7}, 7), ({"total_epochs": 2.5}, 25),
     ({"total_examples": 96}, 10), ({"total_percent": 0.26}, 52),
     ({"total_steps": 0}, 0), ({"total_examples": 1}, 1),
+    ({"total_examples": 3e9}, 300_000_000),
     ({}, 99), ({"total_steps": None}, 99)])
 def test_durations_in_any_unit_become_steps(keys, steps):
   assert durations.get_steps(
@@ -103,11 +104,13 @@ def test_invalid_durations_are_named(keys, message):
 
 def test_a_changed_config_is_refused_with_the_difference(tmp_path):
   config = config_lib.resolve(ml_collections.ConfigDict(
-      dict(lr=0.1, mesh=[("data", -1)], api_key="s3cret", none=None)))
+      dict(lr=0.1, mesh=[("data", -1)], api_key="s3cret",
+           wandb=dict(hub_token="s3cret"), none=None)))
   assert config.mesh == [["data", -1]]
   workdir_lib.store_config(str(tmp_path), config)
   stored = json.loads((tmp_path / "config.json").read_text())
-  assert stored["api_key"] == "<hidden>" and stored["lr"] == 0.1
+  assert stored["api_key"] == stored["wandb"]["hub_token"] == "<hidden>"
+  assert stored["lr"] == 0.1
   workdir_lib.check_config(str(tmp_path), config)
 
   changed = config_lib.Config({**config.to_dict(), "lr": 0.2, "wd": 1.0})

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import ranged
 from tests.proj.nerf import llff_files
 
 NAMES = ("analytic", "analytic_voxels", "blender", "llff")
@@ -55,8 +56,11 @@ def test_no_config_is_forgotten():
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_without_allocating(name, root):
   config = _config(name, root)
-  built = build_lib.build(config)
-  build_lib.make_evaluators(config, built, "workdir")
+  with ranged.recorded() as paths:
+    built = build_lib.build(config)
+    build_lib.loop_options(config, built.info)
+    build_lib.make_evaluators(config, built, "workdir")
+  ranged.assert_all_numbers_are_checked(config, paths)
   if name in ("blender", "llff"):
     assert tree.num_elements(built.shapes["params"]) == 1_191_688
     assert built.info.batch_size == 4096

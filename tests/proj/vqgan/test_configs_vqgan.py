@@ -10,6 +10,7 @@ from big_vision import tree
 import numpy as np
 import pytest
 
+from tests import ranged
 from tests.proj.vqgan import test_chain
 
 BUILT = ("fashion_mnist_f4", "photographs_f4", "imagenet_f16")
@@ -62,9 +63,11 @@ def _count_parameters():
 def test_builds_without_allocating(name, arg, imagenet_like, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", imagenet_like)
   config = _config(name, arg)
-  built = build_lib.build(config)
-  build_lib.make_evaluators(config, built)
-  build_lib.loop_options(config, built.info)
+  with ranged.recorded() as paths:
+    built = build_lib.build(config)
+    build_lib.make_evaluators(config, built)
+    build_lib.loop_options(config, built.info)
+  ranged.assert_all_numbers_are_checked(config, paths)
   config.check_all_read()
   if name == "imagenet_f16":
     codes = int(arg.partition("=")[2])
