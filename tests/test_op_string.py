@@ -7,10 +7,11 @@ import pytest
 
 def test_pipes_in_quotes_and_brackets_do_not_split():
   ops = op_string.parse(
-      "a| b('x|y', \"it's|\") ||c(d={'k|': [1, (2, -3)]}, e=None)|f('\\'|')")
+      "a| b('x|y', \"it's|\") ||c(d={'k|': [1, (2, -3)]}, e=None)|f('\\'|')|g")
   assert [op[:3] for op in ops] == [
       ("a", (), {}), ("b", ("x|y", "it's|"), {}),
-      ("c", (), {"d": {"k|": [1, (2, -3)]}, "e": None}), ("f", ("'|",), {})]
+      ("c", (), {"d": {"k|": [1, (2, -3)]}, "e": None}),
+      ("f", ("'|",), {}), ("g", (), {})]
   assert ops[1].text == "b('x|y', \"it's|\")"
   assert op_string.parse("") == []
 

@@ -119,7 +119,7 @@ MUTATIONS = [
         file="big_vision/durations.py",
         old="if steps > _MAX_STEPS:",
         new="if value > _MAX_STEPS:",
-        test="tests/test_config.py::test_invalid_durations_are_named"),
+        test="tests/test_config.py::test_durations_in_any_unit_become_steps"),
     # Building a run.
     Mutation(
         file="big_vision/build.py",
