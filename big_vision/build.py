@@ -4,7 +4,10 @@ Training, evaluating and planning a run all start here, so that a config means
 the same to each of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
+import linecache
+import traceback
 from typing import Any, NamedTuple
 
 import jax
@@ -88,7 +91,7 @@ def build(config: config_lib.Config, devices=None) -> Built:
   info = Info(
       total_steps=total_steps, batch_size=data.batch_size,
       data_size=data.data_size, batch_spec=data.batch_spec, mesh=mesh)
-  with sharding.use(mesh, rules):
+  with sharding.use(mesh, rules), _refusals_are_config_errors():
     task = trainer.make_task(config, info)
     shapes = state_lib.infer_shapes(task, info, rng_init)
   if strategy is None:
@@ -96,10 +99,41 @@ def build(config: config_lib.Config, devices=None) -> Built:
         preset or "replicate", shapes, mesh)
   shardings = sharding.infer(shapes, strategy, mesh, rules)
   shapes = state_lib.with_shardings(shapes, shardings)
+
+  def load(shapes):
+    with _refusals_are_config_errors():
+      return task.load(shapes)
+
   return Built(
       mesh=mesh, rules=rules, batch_sharding=batch_sharding, data=data,
-      info=info, task=task, strategy=strategy, shapes=shapes,
-      shardings=shardings, rng_init=rng_init, rng_train=rng_train)
+      info=info, task=task._replace(load=load), strategy=strategy,
+      shapes=shapes, shardings=shardings, rng_init=rng_init,
+      rng_train=rng_train)
+
+
+# Their errors are about arrays, not about options that a config has.
+_LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "optax")
+
+
+@contextlib.contextmanager
+def _refusals_are_config_errors() -> Iterator[None]:
+  """Turns errors by which models and trainers refuse options into ConfigErrors.
+
+  Models and layers know nothing of configs and raise ValueError (OSError for
+  files of weights). Here all their options come from the config. Errors that no
+  `raise` statement of theirs has raised are bugs and pass unchanged, and so do
+  subclasses.
+  """
+  try:
+    yield
+  except (ValueError, OSError) as error:
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    statement = linecache.getline(frame.f_code.co_filename, line).lstrip()
+    if type(error) not in (ValueError, OSError) or package in _LIBRARIES or (
+        not statement.startswith("raise ")):
+      raise
+    raise config_lib.ConfigError(str(error)) from error
 
 
 def describe(built: Built) -> str:

@@ -50,6 +50,13 @@ def test_another_config_is_refused_with_the_difference(finished):
   assert "lr: 0.01 -> 0.5" in output and "Traceback" not in output
 
 
+def test_an_option_that_the_model_refuses_is_one_line(tmp_path):
+  output = processes.finish(
+      processes.start(tmp_path, "--config.model.num_heads=3"), code=2)
+  assert "ConfigError: width 16 does not divide into num_heads 3." in output
+  assert "Traceback" not in output
+
+
 def test_eval_only_gives_the_run_s_last_numbers(finished):
   process = subprocess.run(
       [sys.executable, "-m", "big_vision.tools.eval_only", "--workdir",

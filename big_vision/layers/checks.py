@@ -25,6 +25,62 @@ def check_choice(what: str, value: Any, options: Iterable[Any]):
         f"one of {sorted(options)}.")
 
 
+def check_at_least(minimum: int, **sizes: int | None):
+  """Raises ValueError for a size that is not an integer or too small.
+
+  Args:
+    minimum: Smallest valid size.
+    **sizes: Sizes by the names of their options; None stands for a default.
+  """
+  for name, size in sizes.items():
+    if size is not None and not _is_at_least(minimum, size):
+      raise ValueError(
+          f"{name} must be an integer of at least {minimum}, it is {size!r}.")
+
+
+def check_all_positive(name: str, sizes: Sequence[int]):
+  """Raises ValueError unless `sizes` are integers of at least 1, and some."""
+  if isinstance(sizes, int) or not sizes or not all(map(_is_positive, sizes)):
+    raise ValueError(
+        f"{name} must be a tuple of integers of at least 1, it is {sizes!r}.")
+
+
+def check_rate(name: str, rate: float):
+  """Raises ValueError unless `rate`, of dropout for example, is in [0, 1)."""
+  if not 0 <= rate < 1:
+    raise ValueError(f"{name} must be in [0, 1), it is {rate!r}.")
+
+
+def check_pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+  """Returns (height, width) for a size that is given as one or two numbers.
+
+  A single number, also in a tuple, is the side of a square: the command line
+  turns `--config.model.patch_size=8` into (8,) if the config has a tuple there.
+
+  Args:
+    name: Name of the option, for the error.
+    size: Side of a square; or (height, width).
+
+  Raises:
+    ValueError: there are more numbers, or one is not an integer of at least 1.
+  """
+  sides = (size,) if isinstance(size, int) else tuple(size)
+  if len(sides) not in (1, 2) or not all(map(_is_positive, sides)):
+    raise ValueError(
+        f"{name} must be one integer of at least 1, or two, (height, width); "
+        f"it is {size!r}.")
+  return sides[0], sides[-1]
+
+
+def _is_at_least(minimum: int, size) -> bool:
+  return (isinstance(size, int) and not isinstance(size, bool)
+          and size >= minimum)
+
+
+def _is_positive(size) -> bool:
+  return _is_at_least(1, size)
+
+
 def check_patches(
     image, patch_size: int | Sequence[int], hint: str = "") -> tuple[int, int]:
   """Checks that images divide into patches.
@@ -38,12 +94,12 @@ def check_patches(
     (height, width) of a patch, in pixels.
 
   Raises:
-    ValueError: `image` does not have four axes, its height or width is 0 or not
-      a multiple of the patch, or a side of the patch is below 1.
+    ValueError: `patch_size` is neither one nor two positive integers, `image`
+      does not have four axes, or its height or width is 0 or not a multiple of
+      the patch.
   """
-  patch_size = (
-      (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size))
-  if image.ndim != 4 or min(patch_size) < 1 or any(
+  patch_size = check_pair("patch_size", patch_size)
+  if image.ndim != 4 or any(
       pixels % patch or not pixels
       for pixels, patch in zip(image.shape[1:3], patch_size)):
     raise ValueError(

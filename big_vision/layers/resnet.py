@@ -35,11 +35,14 @@ def units_per_stage(depth: int | Sequence[int]) -> tuple[int, ...]:
   Raises:
     ValueError: `depth` is neither; lists the depths.
   """
-  if isinstance(depth, int) and depth in DEPTHS:
-    return DEPTHS[depth]
-  if isinstance(depth, Sequence) and depth and all(
-      isinstance(units, int) and units > 0 for units in depth):
-    return tuple(depth)
+  # The command line turns `--config.model.depth=50` into (50,) if the config
+  # has a tuple there.
+  depths = (depth,) if isinstance(depth, int) else tuple(depth)
+  if len(depths) == 1 and depths[0] in DEPTHS:
+    return DEPTHS[depths[0]]
+  if not isinstance(depth, int) and depths and all(
+      isinstance(units, int) and units > 0 for units in depths):
+    return depths
   raise ValueError(
       f"Unknown depth {depth!r}; use one of {sorted(DEPTHS)}, or the number of "
       "units in each stage, like [3, 4, 6, 3].")

@@ -46,7 +46,8 @@ def read(path: str) -> dict:
     ValueError: The file has another format or is truncated, the subtree does
       not exist, the names do not form a tree, or an array would have to be
       unpickled, which can run any code.
-    OSError: A remote file cannot be read; the error says to download it.
+    OSError: The file is missing or unreadable; for a remote file, the error
+      says to download it.
   """
   match = _PATH.fullmatch(path)
   if match is None:
@@ -79,14 +80,17 @@ def read(path: str) -> dict:
 def _open(file: str):
   """Opens a local or remote file for reading bytes."""
   if "://" not in file:
-    return open(file, "rb")
+    try:
+      return open(file, "rb")
+    except OSError as error:
+      raise OSError(f"Failed to read {file}: {error.strerror}.") from error
   try:
     from etils import epath  # Imports TensorFlow to read buckets.
     return io.BytesIO(epath.Path(file).read_bytes())
   except Exception as error:  # Every kind of storage has errors of its own.
     raise OSError(
-        f"Cannot read {file} ({error}). Download it where that is possible and "
-        "give the path of your copy in its place.") from error
+        f"Failed to read {file} ({error}). Download it where that is possible "
+        "and give the path of your copy in its place.") from error
 
 
 def _read_npz(stream, file: str) -> dict[str, np.ndarray]:

@@ -376,7 +376,7 @@ def test_examples_of_a_batch_do_not_meet(pool_type):
     ({}, (1, 8, 5, 3), r"multiples of patch_size \(4, 2\).*\[1, 8, 5, 3\]"),
     ({}, (8, 6, 3), r"\[b, height, width, channels\].*\[8, 6, 3\]"),
     (dict(patch_size=5), (1, 10, 8, 3), r"patch_size \(5, 5\)"),
-    (dict(patch_size=0), (1, 8, 6, 3), r"patch_size \(0, 0\)"),
+    (dict(patch_size=0), (1, 8, 6, 3), "patch_size must be .* it is 0"),
     (dict(pool_type="gpa"), (1, 8, 6, 3),
      "Unknown pool_type 'gpa' .did you mean 'gap'"),
     (dict(posemb="sincos"), (1, 8, 6, 3), "Unknown posemb 'sincos'.*'learn'"),

@@ -122,21 +122,48 @@ def test_images_that_do_not_fit_are_errors(tiny, shape, message):
 # --- Discriminator ------------------------------------------------------------
 
 
-def test_discriminator_sees_patches_of_the_right_size():
-  """With two strides of 2 a logit sees 34 x 34 pixels, with three 70 x 70."""
-  model = discriminator.Model(width=2, depth=2)
-  image = np.zeros((1, 48, 40, 1), np.float32)
+@pytest.mark.parametrize("depth, size", [(2, 34), (3, 70)])
+def test_a_logit_sees_as_many_pixels_as_published(monkeypatch, depth, size):
+  # Normalization sees the whole image; without it, the rest is local.
+  monkeypatch.setattr(
+      nn, "GroupNorm", lambda *args, **kw: lambda x: x)
+  model = discriminator.Model(width=1, depth=depth)
+  image = drawn.image((1, 96, 96, 1))
   params = drawn.params(model, image)
-  # Normalization sees the whole image; without it what is left is local.
-  for name in ("norm_1", "norm_2"):
-    params[name] = {"scale": params[name]["scale"] * 0 + 1,
-                    "bias": params[name]["bias"]}
-  logits = model.apply({"params": params}, image)
-  assert logits.shape == (1, 10, 8) and logits.dtype == jnp.float32
-  seen = 1
-  for stride in (1, 1, 2, 2):
-    seen = (seen - 1) * stride + 4
-  assert seen == 34
+  def logit(image):
+    logits = model.apply({"params": params}, image)
+    return logits[0, logits.shape[1] // 2, logits.shape[2] // 2]
+  seen = np.asarray(jax.grad(logit)(jnp.asarray(image)))[0, :, :, 0] != 0
+  assert np.ptp(np.flatnonzero(seen.any(axis=1))) + 1 == size
+  assert np.ptp(np.flatnonzero(seen.any(axis=0))) + 1 == size
+
+
+def _numpy_conv(x, p, stride):
+  """Convolves [h, w, c] with padding 1, one output after the other."""
+  kernel = np.asarray(p["kernel"], np.float64)
+  x = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+  h, w = ((size - 4) // stride + 1 for size in x.shape[:2])
+  out = np.zeros((h, w, kernel.shape[-1]))
+  for i, j in np.ndindex(h, w):
+    patch = x[i * stride:i * stride + 4, j * stride:j * stride + 4]
+    out[i, j] = np.tensordot(patch, kernel, 3)
+  return out + np.asarray(p.get("bias", 0.0))
+
+
+def test_logits_of_the_discriminator_are_those_of_the_definition():
+  model = discriminator.Model(width=4, depth=1)
+  image = drawn.image((1, 10, 12, 3))
+  params = drawn.params(model, image)
+  leaky = lambda x: np.where(x > 0, x, 0.2 * x)
+  x = leaky(_numpy_conv(np.float64(image[0]), params["conv_0"], 2))
+  x = _numpy_conv(x, params["conv_1"], 1)
+  for group in (slice(0, 4), slice(4, 8)):
+    x[..., group] = (x[..., group] - x[..., group].mean()) / np.sqrt(
+        x[..., group].var() + 1e-6)
+  x = leaky(x * params["norm_1"]["scale"] + params["norm_1"]["bias"])
+  np.testing.assert_allclose(
+      drawn.apply(model, params, image)[0],
+      _numpy_conv(x, params["head"], 1)[..., 0], rtol=1e-4, atol=1e-5)
 
 
 def test_discriminator_starts_as_published():
@@ -166,6 +193,21 @@ def test_no_statistic_mixes_the_images_of_a_batch():
     np.testing.assert_allclose(
         drawn.apply(model, params, image[i:i + 1])[0], together[i],
         rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(mults=()), "mults must be a tuple of integers"),
+    (dict(mults=(1, 0)), "mults must be a tuple of integers"),
+    (dict(attn_factors=(2, -1)), "attn_factors must be a tuple"),
+    (dict(width=0), "width must be an integer of at least 1"),
+    (dict(dropout=1.0), "dropout must be in"),
+    (dict(quantizer="fsq(levels=8)"), "levels of 'fsq' must be a tuple"),
+    (dict(quantizer="fsq(levels=(8, 1))"), "levels of 'fsq' must be 2"),
+    (dict(quantizer="vq(num_codes=0, width=4)"), "num_codes must be"),
+    (dict(quantizer="ema(num_codes=4, width=-1)"), "width must be")])
+def test_invalid_sizes_are_errors(wrong, message):
+  with pytest.raises(ValueError, match=message):
+    drawn.shapes(autoencoder.Model(**{**TINY, **wrong}), IMAGE)
 
 
 def test_too_small_images_are_refused():
