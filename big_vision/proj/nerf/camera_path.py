@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 import jax
+import numpy as np
 from PIL import Image
 
 from big_vision import config as config_lib
@@ -54,15 +55,17 @@ class Evaluator:
     else:
       raise config_lib.ConfigError(
           f"Unknown kind of path {kind!r}; use 'orbit' or 'spiral'.")
+    # Frames have the first camera's lens, but no distortion.
+    self._lens = np.where(np.arange(8) < 4, scene.lenses[0], 0)
     self._outfile, self._milliseconds = outfile, 1000 / frames_per_second
     self._render = render_images.make_renderer(
-        predict_fn, scene.camera, loader)
+        predict_fn, scene.camera._replace(is_distorted=False), loader)
 
   def run(self, state: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Writes the whole file or none; yields nothing."""
     frames = [
         Image.fromarray(render_images.to_uint8(
-            self._render(state, pose, number)["rgb"]))
+            self._render(state, pose, self._lens, number)["rgb"]))
         for number, pose in enumerate(self._poses)]
     if jax.process_index() == 0:
       stream = io.BytesIO()

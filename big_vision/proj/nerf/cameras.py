@@ -1,4 +1,4 @@
-"""Pinhole cameras: from pixels to rays, and paths for cameras to follow.
+"""Cameras: from pixels to rays, and paths for cameras to follow.
 
 A pose is camera-to-world, float32[3, 4] = [R | o], in the convention of OpenGL:
 in the camera's coordinates x points right, y up, and it looks along -z.
@@ -9,28 +9,31 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from big_vision.proj.nerf import lenses
+
 
 class Camera(NamedTuple):
-  """The lens and sensor that all cameras of a scene share; Python numbers.
+  """Properties that all cameras of a scene share; Python numbers.
 
   Attributes:
     height, width: Size of the image, pixels.
-    focal: Focal length, pixels; the axis meets the middle of the image.
     pixel_center: Whether a ray passes through the centre of its pixel. If not,
       it passes through the upper left corner, as in NeRF's published code.
+    is_distorted: Whether a lens of the scene has distortion.
   """
   height: int
   width: int
-  focal: float
   pixel_center: bool
+  is_distorted: bool = False
 
 
-def pixel_rays(camera: Camera, pose, pixel):
+def pixel_rays(camera: Camera, pose, lens, pixel):
   """Computes the rays that pixels see, in world coordinates.
 
   Args:
     camera: Camera that all rays share.
     pose: float32[b, 3, 4], or float32[3, 4] for one camera.
+    lens: float32[b, 8], or float32[8] for one camera, see `lenses`.
     pixel: int32[b], row * width + column.
 
   Returns:
@@ -42,10 +45,12 @@ def pixel_rays(camera: Camera, pose, pixel):
   """
   offset = 0.5 if camera.pixel_center else 0.0
   row, column = pixel // camera.width, pixel % camera.width
-  local = jnp.stack([
-      (column + offset - camera.width / 2) / camera.focal,
-      -(row + offset - camera.height / 2) / camera.focal,
-      -jnp.ones(pixel.shape, jnp.float32)], axis=-1)
+  x = (column + offset - lens[..., 2]) / lens[..., 0]
+  y = (row + offset - lens[..., 3]) / lens[..., 1]
+  if camera.is_distorted:
+    x, y = lenses.undistort(x, y, lens)
+  # From OpenCV's axes (right, down, forward) to OpenGL's.
+  local = jnp.stack([x, -y, -jnp.ones(pixel.shape, jnp.float32)], axis=-1)
   # Not einsum: matrix units may round to bfloat16, which moves pixels.
   direction = jnp.sum(pose[..., :3] * local[:, None, :], axis=-1)
   origin = jnp.broadcast_to(pose[..., 3], direction.shape)
@@ -61,7 +66,7 @@ def look_at(position, target, up) -> np.ndarray:
   position = np.asarray(position, np.float64)
   backward = position - np.asarray(target, np.float64)
   right = np.cross(up, backward)
-  if np.linalg.norm(right) < 1e-9 * np.linalg.norm(backward):
+  if np.linalg.norm(right) <= 1e-9 * np.linalg.norm(backward):
     raise ValueError(
         f"A camera at {position} that looks at {target} needs another up than "
         f"{up}, which is parallel to its line of sight.")

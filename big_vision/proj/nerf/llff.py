@@ -19,6 +19,7 @@ from big_vision import config as config_lib
 from big_vision import ranges
 from big_vision.datasets import core
 from big_vision.proj.nerf import cameras
+from big_vision.proj.nerf import lenses
 from big_vision.proj.nerf import scenes
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -53,19 +54,15 @@ def open_source(
     DataError: poses_bounds.npy is damaged, or does not belong to the images.
   """
   scenes.check_factor(factor)
-  if split not in ("train", "test"):
-    raise config_lib.ConfigError(
-        f"LLFF has no split {split!r}; it has 'train' and 'test'.")
-  if not isinstance(hold_out, int) or hold_out < 2:
-    raise config_lib.ConfigError(
-        f"hold_out={hold_out!r} must be an integer of at least 2: 8 holds out "
-        "every eighth image.")
   if spherify and ndc:
     raise config_lib.ConfigError(
         "ndc=True is for cameras that all look forward, spherify=True for "
         "cameras around an object; set one of them.")
   images, stored = _find_images(path, factor)
+  chosen = scenes.indices_of_split(len(images), split, hold_out)
   poses, (height, width, focal), bounds = _read(path, len(images))
+  if ndc:
+    _check_forward(path, poses)
   scale = 1 / (bounds.min() * _BOUND_SCALE)
   poses[:, :, 3] *= scale
   bounds = bounds * scale
@@ -91,13 +88,12 @@ def open_source(
         f"cameras of {os.path.join(path, 'poses_bounds.npy')} have "
         f"{height:g} x {width:g}, which gives {height / factor:g} x "
         f"{width / factor:g}.")
-  camera = cameras.Camera(
-      height=h, width=w, focal=focal / factor, pixel_center=pixel_center)
-  chosen = [i for i in range(len(images))
-            if (i % hold_out == 0) == (split == "test")]
+  camera = cameras.Camera(height=h, width=w, pixel_center=pixel_center)
+  lens = lenses.pinhole(h, w, focal / factor)
   return scenes.Scene(
-      camera, poses[chosen], [images[i] for i in chosen], near=near, far=far,
-      focus=focus, background=0.0, factor=left)
+      camera, poses[chosen], np.tile(lens, (len(chosen), 1)),
+      [images[i] for i in chosen], near=near, far=far, focus=focus,
+      background=0.0, factor=left)
 
 
 def _find_images(path: str, factor: int) -> tuple[list[str], int]:
@@ -128,7 +124,7 @@ def _read(path: str, num_images: int):
   try:
     rows = np.asarray(np.load(fname, allow_pickle=False), np.float64)
   except (OSError, ValueError, EOFError) as error:
-    raise core.DataError(f"{fname} cannot be read: {error}") from error
+    raise core.DataError(f"Failed to read {fname}: {error}") from error
   if rows.ndim != 2 or rows.shape[1] != 17:
     raise core.DataError(
         f"{fname} has shape {rows.shape}; the LLFF format has (images, 17).")
@@ -151,6 +147,22 @@ def _read(path: str, num_images: int):
   down, right, backward, position = np.moveaxis(matrices[:, :, :4], 2, 0)
   poses = np.stack([right, -down, backward, position], axis=2)
   return poses, tuple(sizes[0]), bounds
+
+
+def _check_forward(path: str, poses: np.ndarray):
+  """Raises ConfigError if two cameras look more than 90 degrees apart.
+
+  Normalized device coordinates only hold what lies in front of all cameras.
+  """
+  cosines = poses[:, :, 2] @ poses[:, :, 2].T
+  if cosines.min() < 0:
+    i, j = np.unravel_index(cosines.argmin(), cosines.shape)
+    angle = np.degrees(np.arccos(np.clip(cosines[i, j], -1, 1)))
+    raise config_lib.ConfigError(
+        f"Cameras {min(i, j)} and {max(i, j)} of {path} look {angle:.0f} "
+        "degrees apart, but ndc=True is for cameras that all look forward. "
+        "For cameras around an object set spherify=True, ndc=False in the data "
+        "and config.ndc=False.")
 
 
 def recenter(poses: np.ndarray) -> np.ndarray:

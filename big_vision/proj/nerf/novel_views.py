@@ -69,7 +69,8 @@ class Evaluator:
     truth, distances = self._truth
     quality, errors, pictures = [], [], []
     for i, view in enumerate(self._views):
-      rendered = self._render(state, self._scene.poses[view], view)
+      rendered = self._render(
+          state, self._scene.poses[view], self._scene.lenses[view], view)
       quality.append(self._measure(rendered["rgb"], truth[view]))
       if distances is not None:
         error = np.abs(rendered["distance"] - distances[view])

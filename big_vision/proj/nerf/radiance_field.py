@@ -22,7 +22,7 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
   `config.input.data` is a scene, whose examples are rays: the batch has "ray",
   int32[b], the number of a pixel, counted over all images. The rays and their
   colours are looked up on the device, in "frozen": "poses", float32[n, 3, 4],
-  and "images", float32[n, h, w, 3].
+  "lenses", float32[n, 8], and "images", float32[n, h, w, 3].
 
   The state has "params", {"coarse": ..., "fine": ...}, two fields of the same
   kind without common parameters, or "coarse" alone if `render.num_fine` is 0;
@@ -84,7 +84,8 @@ def make_task(config: config_lib.Config, info: Info) -> Task:
 
   return learner.finish(Task(
       init=init, update=update, predict_fns={"predict": predict},
-      frozen=lambda: {"poses": scene.poses, "images": scene.images()}))
+      frozen=lambda: {"poses": scene.poses, "lenses": scene.lenses,
+                      "images": scene.images()}))
 
 
 class _Renderer(NamedTuple):
@@ -118,7 +119,7 @@ def _look_up(camera: cameras.Camera, frozen, ray):
 
   Args:
     camera: Camera of all images.
-    frozen: {"poses", "images"}, see `make_task`.
+    frozen: {"poses", "lenses", "images"}, see `make_task`.
     ray: int32[b], numbers of pixels.
 
   Returns:
@@ -126,7 +127,8 @@ def _look_up(camera: cameras.Camera, frozen, ray):
     rgb: float32[b, 3] in [0, 1].
   """
   image, pixel = jnp.divmod(ray, camera.height * camera.width)
-  rays = cameras.pixel_rays(camera, frozen["poses"][image], pixel)
+  rays = cameras.pixel_rays(
+      camera, frozen["poses"][image], frozen["lenses"][image], pixel)
   return rays, frozen["images"].reshape(-1, 3)[ray]
 
 
@@ -134,7 +136,7 @@ def _make_options(
     config: config_lib.Config, scene: scenes.Scene) -> rendering.Options:
   """Makes the rendering options of a config, checked against its scene."""
   camera = scene.camera
-  ndc = (camera.height, camera.width, camera.focal)
+  ndc = (camera.height, camera.width, float(scene.lenses[0, 0]))
   options = config_lib.call(
       rendering.Options, config.get("render", {}), "config.render",
       near=scene.near, far=scene.far, background=scene.background,

@@ -22,8 +22,9 @@ class Scene(core.IndexSource):
   """Images of one size and their cameras. Opening a scene reads no pixels.
 
   Args:
-    camera: Camera that all images share.
+    camera: Properties that all cameras share.
     poses: float[n, 3, 4], camera-to-world, see `cameras`.
+    lenses: float[n, 8], lens of each image, see `lenses`.
     fnames: Files of the images.
     near, far: Range of distances along a ray that holds the whole scene.
     focus: Distance in front of the mean camera at which a camera path looks.
@@ -37,8 +38,9 @@ class Scene(core.IndexSource):
   """
 
   def __init__(
-      self, camera: cameras.Camera, poses: np.ndarray, fnames: Sequence[str], *,
-      near: float, far: float, focus: float, background: float, factor: int,
+      self, camera: cameras.Camera, poses: np.ndarray, lenses: np.ndarray,
+      fnames: Sequence[str], *, near: float, far: float, focus: float,
+      background: float, factor: int,
       distance_fnames: Sequence[str] | None = None):
     super().__init__(len(fnames) * camera.height * camera.width, "ray")
     if not 0 < len(self) < 2 ** 31:
@@ -48,6 +50,7 @@ class Scene(core.IndexSource):
           "2**31 - 1. Leave out some, or set a larger `factor`.")
     self.camera = camera
     self.poses = np.asarray(poses, np.float32)
+    self.lenses = np.asarray(lenses, np.float32)
     self.near, self.far, self.focus = float(near), float(far), float(focus)
     self.background = background
     self._fnames, self._factor = list(fnames), factor
@@ -89,7 +92,7 @@ class Scene(core.IndexSource):
       try:
         values = np.load(fname, allow_pickle=False)
       except (OSError, ValueError, EOFError) as error:
-        raise core.DataError(f"{fname} cannot be read: {error}") from error
+        raise core.DataError(f"Failed to read {fname}: {error}") from error
       if values.shape != (self.camera.height, self.camera.width):
         raise core.DataError(
             f"{fname} has shape {values.shape}; its image has "
@@ -127,7 +130,7 @@ def read_image(fname: str) -> np.ndarray:
             "needed.")
       return np.asarray(image, np.float32) / 255
   except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-    raise core.DataError(f"{fname} cannot be read: {error}") from error
+    raise core.DataError(f"Failed to read {fname}: {error}") from error
 
 
 def image_size(fname: str) -> tuple[int, int]:
@@ -141,7 +144,7 @@ def image_size(fname: str) -> tuple[int, int]:
     with Image.open(fname) as image:
       return image.height, image.width
   except (OSError, Image.DecompressionBombError) as error:
-    raise core.DataError(f"{fname} cannot be read: {error}") from error
+    raise core.DataError(f"Failed to read {fname}: {error}") from error
 
 
 def shrink(
@@ -190,6 +193,29 @@ def check_factor(factor: int):
   if not isinstance(factor, int) or factor < 1:
     raise config_lib.ConfigError(
         f"factor={factor!r}: images shrink by a positive integer.")
+
+
+def indices_of_split(num_images: int, split: str, hold_out: int) -> list[int]:
+  """Returns the images of a split where every `hold_out`-th is for testing.
+
+  Args:
+    num_images: Number of all images.
+    split: "test" for every `hold_out`-th image, from the first one on; "train"
+      for the others.
+    hold_out: Stride of the images for testing, at least 2.
+
+  Raises:
+    ConfigError: the split or the stride is invalid.
+  """
+  if split not in ("train", "test"):
+    raise config_lib.ConfigError(
+        f"There is no split {split!r}; this scene has 'train' and 'test'.")
+  if not isinstance(hold_out, int) or hold_out < 2:
+    raise config_lib.ConfigError(
+        f"hold_out={hold_out!r} must be an integer of at least 2: 8 holds out "
+        "every eighth image.")
+  return [i for i in range(num_images)
+          if (i % hold_out == 0) == (split == "test")]
 
 
 def check_files(fnames: Sequence[str], why: str):

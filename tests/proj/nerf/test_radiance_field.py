@@ -347,7 +347,7 @@ def test_psnr_is_averaged_over_images_rather_than_errors(
     scene, batch_sharding, measured):
   evaluator = _evaluator(scene, batch_sharding)
   truth, distances = evaluator._scene.images(), evaluator._scene.distances()
-  seen = [evaluator._render(STATE, pose, number)
+  seen = [evaluator._render(STATE, pose, evaluator._scene.lenses[0], number)
           for number, pose in enumerate(evaluator._scene.poses)]
   errors = [np.mean((np.float64(a) - b["rgb"]) ** 2)
             for a, b in zip(truth, seen)]
@@ -388,7 +388,7 @@ def test_draws_differ_by_view_and_chunk_and_repeat(
   def render(number, seed=0):
     loader = harness.Loader(batch_sharding, 80, seed=seed)
     return render_images.make_renderer(draw, scene.camera, loader)(
-        {}, scene.poses[0], number)["rgb"]
+        {}, scene.poses[0], scene.lenses[0], number)["rgb"]
   first = render(0)
   np.testing.assert_array_equal(render(0), first)
   assert len(np.unique(first)) == first.size

@@ -10,6 +10,7 @@ from big_vision.datasets import core
 from big_vision.datasets import registry
 from big_vision.proj.nerf import blender
 from big_vision.proj.nerf import cameras
+from big_vision.proj.nerf import lenses
 from big_vision.proj.nerf import llff
 from big_vision.proj.nerf import scenes
 from big_vision.tools import make_scene
@@ -24,20 +25,20 @@ from tests.proj.nerf import llff_files
 def _project(camera, pose, point):
   """Projects a point to (column, row), by hand, with OpenGL's axes."""
   x, y, z = pose[:, :3].T @ (point - pose[:, 3])
-  return (camera.width / 2 + camera.focal * x / -z,
-          camera.height / 2 - camera.focal * y / -z)
+  return (camera.width / 2 + 9.0 * x / -z,
+          camera.height / 2 - 9.0 * y / -z)
 
 
 @pytest.mark.parametrize("center", [True, False])
 def test_the_ray_of_a_pixel_hits_the_point_that_it_shows(center):
-  camera = cameras.Camera(
-      height=6, width=10, focal=9.0, pixel_center=center)
+  camera = cameras.Camera(height=6, width=10, pixel_center=center)
+  lens = np.float32(lenses.pinhole(6, 10, 9.0))
   position = np.asarray([2.0, -3.0, 1.5])
   pose = cameras.look_at(position, [0.1, 0.2, 0], [0, 0, 1])
   assert np.linalg.det(pose[:, :3]) > 0.999
   for row, column in ((0, 0), (2, 7), (5, 9)):
     rays = cameras.pixel_rays(
-        camera, np.asarray(pose, np.float32),
+        camera, np.asarray(pose, np.float32), lens,
         np.asarray([row * 10 + column], np.int32))
     point = np.asarray(rays["origin"][0] + 2.5 * rays["direction"][0])
     offset = 0.5 if center else 0.0
@@ -49,7 +50,7 @@ def test_the_ray_of_a_pixel_hits_the_point_that_it_shows(center):
         (point - position) @ -pose[:, 2], 2.5, rtol=1e-5)
   # Each pixel has its own pose, as in training.
   many = cameras.pixel_rays(
-      camera, np.stack([pose, 2 * pose]).astype(np.float32),
+      camera, np.stack([pose, 2 * pose]).astype(np.float32), lens,
       np.asarray([59, 59], np.int32))
   np.testing.assert_allclose(many["direction"][0], rays["direction"][0])
   np.testing.assert_allclose(many["origin"][1], 2 * position, rtol=1e-6)
@@ -121,7 +122,7 @@ def test_blender_scenes_are_sources_of_rays(folder):
   assert scene.describe(24 + 6 + 3).endswith("r_1.png row 1 column 3")
   assert scene.camera[:2] == (4, 6) and not scene.camera.pixel_center
   # Half the width spans half the angle.
-  np.testing.assert_allclose(3 / scene.camera.focal, np.tan(0.4))
+  np.testing.assert_allclose(3 / scene.lenses[:, :2], np.tan(0.4), rtol=1e-6)
   np.testing.assert_array_equal(scene.poses[:, :, 3], [[0, 0, 4], [0, 0, 5]])
   assert (scene.near, scene.far, scene.background) == (2, 6, 1)
   assert scene.distances() is None
@@ -144,7 +145,7 @@ def test_alpha_is_composited_once(folder):
 def test_smaller_images_see_the_same(folder):
   scene = blender.open_source(str(folder), "train", factor=2)
   assert scene.camera[:2] == (2, 3)
-  np.testing.assert_allclose(1.5 / scene.camera.focal, np.tan(0.4))
+  np.testing.assert_allclose(1.5 / scene.lenses[:, :2], np.tan(0.4), rtol=1e-6)
   whole = blender.open_source(str(folder), "train")
   # Compositing then averaging equals averaging by alpha, then compositing.
   expected = whole.images().reshape(2, 2, 2, 3, 2, 3).mean(axis=(2, 4))
@@ -157,7 +158,7 @@ def test_scenes_of_make_scene_are_read_back(made):
   image, distance = scene.images()[1], scene.distances()[1]
   for row, column in ((8, 8), (10, 5), (12, 11)):
     ray = cameras.pixel_rays(
-        scene.camera, scene.poses[1],
+        scene.camera, scene.poses[1], scene.lenses[1],
         np.asarray([row * 16 + column], np.int32))
     colour, opacity, far = make_scene.trace(
         make_scene.SOLIDS, *(np.asarray(ray[key], np.float64)
@@ -182,8 +183,9 @@ def test_invalid_blender_arguments(folder, wrong, message):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda c: c.pop("camera_angle_x"), "has camera_angle_x.*'camera_angle_x'"),
-    (lambda c: c.update(camera_angle_x=45), "is 45.0; radians"),
+    (lambda c: c.pop("camera_angle_x"),
+     "'./train/r_0': neither fl_x nor camera_angle_x"),
+    (lambda c: c.update(camera_angle_x=45), "is 45; radians"),
     (lambda c: c.update(frames=[]), "no frames"),
     (lambda c: c["frames"][1].pop("transform_matrix"),
      "transform_matrix: .*'transform_matrix'"),
@@ -210,10 +212,10 @@ def test_broken_images(folder):
   with pytest.raises(core.DataError, match="r_1.png .* mode 'L'"):
     scene.images()
   file.write_bytes(b"no image")
-  with pytest.raises(core.DataError, match="r_1.png cannot be read"):
+  with pytest.raises(core.DataError, match="Failed to read .*r_1.png"):
     scene.images()
   (folder / "transforms_train.json").write_text("{")
-  with pytest.raises(core.DataError, match="json cannot be read"):
+  with pytest.raises(core.DataError, match="Failed to read .*json"):
     blender.open_source(str(folder), "train")
 
 
@@ -249,7 +251,7 @@ def test_broken_distances(made, tmp_path):
   with pytest.raises(core.DataError, match=r"\(2, 2\); .*\(16, 16\)"):
     scene.distances()
   file.write_bytes(b"")
-  with pytest.raises(core.DataError, match="distance.npy cannot be read"):
+  with pytest.raises(core.DataError, match="Failed to read .*distance.npy"):
     scene.distances()
   file.write_bytes(whole)
 
@@ -268,7 +270,9 @@ def test_llff_scenes_are_scaled_and_centred(tmp_path):
   llff_files.write(tmp_path, poses)
   scene = llff.open_source(str(tmp_path), "train", factor=2, ndc=False)
   test = llff.open_source(str(tmp_path), "test", factor=2)
-  assert scene.camera == (6, 8, 7.0, False)
+  assert scene.camera == (6, 8, False, False)
+  np.testing.assert_array_equal(
+      scene.lenses, [[7, 7, 4, 3, 0, 0, 0, 0]] * len(scene.poses))
   assert (scene.images()[:, 0, 0, 0] * 255 / 10).round().tolist() == [
       1, 2, 3, 4, 5, 6, 7]
   assert (test.images()[:, 0, 0, 0] * 255 / 10).round().tolist() == [0, 8]
@@ -305,6 +309,18 @@ def test_llff_cameras_around_an_object_look_at_the_origin(tmp_path):
       [scene.near, scene.far], [0.9 * 2 / radius, 9 / radius], rtol=1e-5)
 
 
+def test_a_ring_of_cameras_needs_other_coordinates(tmp_path):
+  """With the default ndc=True, half of the cameras would look away."""
+  ring = [(5 * np.cos(a), 5 * np.sin(a), 1) for a in np.arange(8) * np.pi / 4]
+  llff_files.write(tmp_path, np.stack(
+      [cameras.look_at(p, (0, 0, 0), (0, 0, 1)) for p in ring]), size=(12, 16))
+  with pytest.raises(config_lib.ConfigError, match=(
+      "look 157 degrees apart.*spherify=True, ndc=False.*config.ndc=False")):
+    llff.open_source(str(tmp_path), "train", factor=1)
+  llff.open_source(
+      str(tmp_path), "train", factor=1, spherify=True, ndc=False)
+
+
 def test_llff_uses_smaller_copies_of_images(tmp_path):
   llff_files.write(tmp_path, llff_files.forward(), size=(13, 17))
   (tmp_path / "images_4").mkdir()
@@ -312,7 +328,8 @@ def test_llff_uses_smaller_copies_of_images(tmp_path):
     Image.new("RGB", (4, 3), (0, 100, 0)).save(
         tmp_path / "images_4" / f"{i}.png")
   scene = llff.open_source(str(tmp_path), "train", factor=4)
-  assert scene.camera == (3, 4, 3.5, False)
+  assert scene.camera == (3, 4, False, False)
+  np.testing.assert_array_equal(scene.lenses[0], [3.5, 3.5, 2, 1.5, 0, 0, 0, 0])
   np.testing.assert_allclose(scene.images()[0, 0, 0], [0, 100 / 255, 0])
 
 
@@ -346,7 +363,7 @@ def test_broken_llff_scenes(tmp_path):
   other[:, 4] = 24
   check(other, r"images of 12 x 16 pixels at factor=1; .* 24 x 16")
   file.write_bytes(b"")
-  with pytest.raises(core.DataError, match="poses_bounds.npy cannot be read"):
+  with pytest.raises(core.DataError, match="Failed to read .*poses_bounds.npy"):
     llff.open_source(str(tmp_path), "train", factor=1)
   np.save(file, rows)
   for image in (tmp_path / "images").iterdir():
