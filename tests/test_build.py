@@ -33,18 +33,18 @@ def test_options_without_effect_are_errors(changes, words):
 
 @pytest.mark.parametrize("changes, words", [
     ({"model.num_heads": 3}, "width 16 .* num_heads 3"),
-    ({"model.num_heads": 0}, "num_heads must be .* at least 1, it is 0"),
-    ({"model.width": -16}, "width must be .* at least 1, it is -16"),
-    ({"model.depth": -1}, "depth must be .* at least 0, it is -1"),
-    ({"model.mlp_dim": 0}, "mlp_dim must be .* at least 1, it is 0"),
-    ({"num_classes": -1}, "num_classes must be .* at least 0, it is -1"),
+    ({"model.num_heads": 0}, "num_heads is 0.*at least 1"),
+    ({"model.width": -16}, "width is -16.*at least 1"),
+    ({"model.depth": -1}, "depth is -1.*at least 1"),
+    ({"model.mlp_dim": 0}, "mlp_dim is 0.*at least 1"),
+    ({"num_classes": -1}, "num_classes.*-1.*at least 1"),
     ({"model.patch_size": (3,)}, r"multiples of patch_size \(3, 3\)"),
     ({"model.patch_size": (4, 4, 4)}, r"patch_size must be .*\(4, 4, 4\)"),
     ({"model.patch_size": ()}, r"patch_size must be .*\(\)"),
-    ({"model.patch_size": (4, 0)}, r"patch_size must be .*\(4, 0\)"),
-    ({"model.dropout": 1.5}, r"dropout must be in \[0, 1\), it is 1.5"),
-    ({"model.dropout": -0.1}, r"dropout must be in \[0, 1\), it is -0.1"),
-    ({"model.stoch_depth": 1.0}, r"stoch_depth must be in \[0, 1\)"),
+    ({"model.patch_size": (4, 0)}, r"patch_size is \[4, 0\]"),
+    ({"model.dropout": 1.5}, r"dropout is 1.5.*\[0, 1\)"),
+    ({"model.dropout": -0.1}, r"dropout is -0.1.*\[0, 1\)"),
+    ({"model.stoch_depth": 1.0}, r"stoch_depth is 1.0.*\[0, 1\)"),
     ({"model.dtype_mm": "float16"}, "dtype_mm 'float16'"),
     ({"model.pool_type": "gapp"}, "pool_type 'gapp'.*'gap'"),
     ({"model.attention": "dens"}, "attention 'dens'.*'dense'"),
@@ -54,7 +54,7 @@ def test_options_without_effect_are_errors(changes, words):
     ({"model.remat_policy": "all"}, "'all'"),
     ({"model.variant": "Q/4"}, "variant 'Q/4'"),
     ({"model_name": "bit", "model": dict(depth=51)}, "Unknown depth 51"),
-    ({"model_name": "bit", "model": dict(depth=(51, 0))}, "Unknown depth"),
+    ({"model_name": "bit", "model": dict(depth=(3, 0))}, "depth is"),
     ({"loss": "sigmoid"}, "sigmoid")])
 def test_options_that_a_model_refuses_are_errors_of_the_config(changes, words):
   with pytest.raises(config_lib.ConfigError, match=words):

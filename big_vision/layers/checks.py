@@ -25,32 +25,6 @@ def check_choice(what: str, value: Any, options: Iterable[Any]):
         f"one of {sorted(options)}.")
 
 
-def check_at_least(minimum: int, **sizes: int | None):
-  """Raises ValueError for a size that is not an integer or too small.
-
-  Args:
-    minimum: Smallest valid size.
-    **sizes: Sizes by the names of their options; None stands for a default.
-  """
-  for name, size in sizes.items():
-    if size is not None and not _is_at_least(minimum, size):
-      raise ValueError(
-          f"{name} must be an integer of at least {minimum}, it is {size!r}.")
-
-
-def check_all_positive(name: str, sizes: Sequence[int]):
-  """Raises ValueError unless `sizes` are integers of at least 1, and some."""
-  if isinstance(sizes, int) or not sizes or not all(map(_is_positive, sizes)):
-    raise ValueError(
-        f"{name} must be a tuple of integers of at least 1, it is {sizes!r}.")
-
-
-def check_rate(name: str, rate: float):
-  """Raises ValueError unless `rate`, of dropout for example, is in [0, 1)."""
-  if not 0 <= rate < 1:
-    raise ValueError(f"{name} must be in [0, 1), it is {rate!r}.")
-
-
 def check_pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
   """Returns (height, width) for a size that is given as one or two numbers.
 
@@ -72,13 +46,8 @@ def check_pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
   return sides[0], sides[-1]
 
 
-def _is_at_least(minimum: int, size) -> bool:
-  return (isinstance(size, int) and not isinstance(size, bool)
-          and size >= minimum)
-
-
 def _is_positive(size) -> bool:
-  return _is_at_least(1, size)
+  return isinstance(size, int) and not isinstance(size, bool) and size > 0
 
 
 def check_patches(

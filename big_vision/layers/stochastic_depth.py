@@ -24,7 +24,8 @@ def rates(stoch_depth: float, depth: int) -> list[float]:
   Source: arXiv:1603.09382, Section 3, where the first of L blocks has 1/L of
   the last one's rate; here it has 0, as published ViTs and Mixers do.
   """
-  checks.check_rate("stoch_depth", stoch_depth)
+  if not 0 <= stoch_depth < 1:
+    raise ValueError(f"stoch_depth must be in [0, 1), it is {stoch_depth}.")
   return [stoch_depth * i / max(depth - 1, 1) for i in range(depth)]
 
 

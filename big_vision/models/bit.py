@@ -113,7 +113,6 @@ class Model(nn.Module):
     """
     del train
     resnet.check_image(image)
-    checks.check_at_least(0, num_classes=self.num_classes)
     dtype = checks.compute_dtype(self.dtype_mm)
     units = resnet.units_per_stage(self.depth)
     widths = resnet.stage_widths(

@@ -145,7 +145,6 @@ class Model(nn.Module):
     """
     del train
     resnet.check_image(image)
-    checks.check_at_least(0, num_classes=self.num_classes)
     checks.check_choice("pool_padding", self.pool_padding, POOL_PADDINGS)
     dtype = checks.compute_dtype(self.dtype_mm)
     units = resnet.units_per_stage(self.depth)

@@ -157,11 +157,6 @@ class Mixer(nn.Module):
     """
     checks.check_choice(
         "stoch_depth_mode", self.stoch_depth_mode, stochastic_depth.MODES)
-    checks.check_at_least(
-        1, width=self.width, tokens_mlp_dim=self.tokens_mlp_dim,
-        channels_mlp_dim=self.channels_mlp_dim)
-    checks.check_at_least(
-        0, depth=self.depth, num_classes=self.num_classes)
     dtype = checks.compute_dtype(self.dtype_mm)
     patch_size = checks.check_patches(image, self.patch_size)
     self._check_grid(image.shape, patch_size)

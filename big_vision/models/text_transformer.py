@@ -86,12 +86,6 @@ class TextTransformer(nn.Module):
     """
     checks.check_choice("posemb", self.posemb, POSEMBS)
     checks.check_choice("pool_type", self.pool_type, POOL_TYPES)
-    checks.check_at_least(
-        1, vocab_size=self.vocab_size, width=self.width, mlp_dim=self.mlp_dim,
-        num_heads=self.num_heads)
-    checks.check_at_least(
-        0, depth=self.depth, num_classes=self.num_classes)
-    checks.check_rate("dropout", self.dropout)
     checks.check_text(text, self.vocab_size)
     mask = checks.check_mask(mask, text.shape)
     dtype = checks.compute_dtype(self.dtype_mm)

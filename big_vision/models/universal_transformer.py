@@ -220,11 +220,8 @@ class UniversalTransformer(nn.Module):
         ("eval_loop", adaptive_steps.EVAL_LOOPS),
         ("remat_policy", rematerialization.REMAT_POLICIES)):
       checks.check_choice(what, getattr(self, what), options)
-    checks.check_at_least(
-        1, vocab_size=self.vocab_size, width=self.width, mlp_dim=self.mlp_dim,
-        num_heads=self.num_heads, max_steps=self.max_steps)
-    checks.check_at_least(0, num_classes=self.num_classes)
-    checks.check_rate("dropout", self.dropout)
+    if self.max_steps < 1:
+      raise ValueError(f"max_steps must be at least 1, it is {self.max_steps}.")
     if not 0 < self.epsilon < 1:
       raise ValueError(f"epsilon must be in (0, 1), it is {self.epsilon}.")
     if self.max_shift < 0 or (self.max_shift and self.posemb != "sincos"):

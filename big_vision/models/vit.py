@@ -135,12 +135,6 @@ class ViT(nn.Module):
     """
     checks.check_choice("posemb", self.posemb, POSEMBS)
     checks.check_choice("pool_type", self.pool_type, POOL_TYPES)
-    checks.check_at_least(
-        1, width=self.width, mlp_dim=self.mlp_dim, num_heads=self.num_heads)
-    checks.check_at_least(
-        0, depth=self.depth, num_classes=self.num_classes,
-        rep_size=int(self.rep_size))
-    checks.check_rate("dropout", self.dropout)
     dtype = checks.compute_dtype(self.dtype_mm)
     patch_size = checks.check_patches(image, self.patch_size)
     mlp_dim = self.mlp_dim or 4 * self.width

@@ -110,7 +110,6 @@ class MultiHeadAttention(nn.Module):
 
   def _features_of_a_head(self, width: int) -> int:
     """Returns d, after checking the numbers of heads."""
-    checks.check_at_least(1, num_heads=self.num_heads)
     if width % self.num_heads:
       raise ValueError(
           f"width {width} does not divide into num_heads {self.num_heads}.")

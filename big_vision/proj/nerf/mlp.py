@@ -73,11 +73,6 @@ class Model(nn.Module):
       density: float32[...], per unit of length, non-negative.
       rgb: float32[..., 3] in [0, 1].
     """
-    checks.check_at_least(
-        1, width=self.width, depth=self.depth, colour_width=self.colour_width)
-    checks.check_at_least(
-        0, skip=self.skip, point_frequencies=self.point_frequencies,
-        direction_frequencies=self.direction_frequencies)
     dtype = checks.compute_dtype(self.dtype_mm)
 
     def dense(width, name):

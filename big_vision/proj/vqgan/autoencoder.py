@@ -178,7 +178,8 @@ class Model(nn.Module):
   dtype_mm: str = "float32"
 
   def setup(self):
-    self._check()
+    if not self.mults:
+      raise ValueError("mults must have a number for each level; it is empty.")
     args = dict(
         width=self.width, mults=self.mults, depth=self.depth,
         attn_factors=self.attn_factors, dropout=self.dropout,
@@ -189,16 +190,6 @@ class Model(nn.Module):
     self.quantize = quantizers.make(self.quantizer)
     self.quant_conv = nn.Conv(self.quantize.width, (1, 1))
     self.post_quant_conv = nn.Conv(self.z_width, (1, 1))
-
-  def _check(self):
-    """Raises ValueError for invalid sizes."""
-    checks.check_at_least(
-        1, channels=self.channels, width=self.width, depth=self.depth,
-        z_width=self.z_width)
-    checks.check_all_positive("mults", self.mults)
-    if self.attn_factors:
-      checks.check_all_positive("attn_factors", self.attn_factors)
-    checks.check_rate("dropout", self.dropout)
 
   @property
   def factor(self) -> int:

@@ -42,7 +42,6 @@ class Model(nn.Module):
     Raises:
       ValueError: the image is too small for a single logit.
     """
-    checks.check_at_least(1, width=self.width, depth=self.depth)
     dtype = checks.compute_dtype(self.dtype_mm)
     x = image
     for i in range(self.depth + 1):

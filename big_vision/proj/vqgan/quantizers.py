@@ -96,13 +96,9 @@ class VectorQuantizer(nn.Module):
   Source: arXiv:1711.00937, Eq. 3. Codes start uniform in (-1/k, 1/k).
   """
   num_codes: ranges.Count
-  width: int
+  width: ranges.Count
   beta: ranges.NotNegative = 0.25
   legacy: bool = False
-
-  def __post_init__(self):
-    checks.check_at_least(1, num_codes=self.num_codes, width=self.width)
-    super().__post_init__()
 
   def setup(self):
     def init(rng, shape):
@@ -151,13 +147,9 @@ class EMAQuantizer(nn.Module):
   Source: arXiv:1711.00937, appendix A.1, with shares in place of counts.
   """
   num_codes: ranges.Count
-  width: int
+  width: ranges.Count
   beta: ranges.NotNegative = 0.25
   decay: ranges.Decay = 0.99
-
-  def __post_init__(self):
-    checks.check_at_least(1, num_codes=self.num_codes, width=self.width)
-    super().__post_init__()
 
   def setup(self):
     k, d = self.num_codes, self.width
@@ -246,13 +238,6 @@ class FSQ(nn.Module):
   """
   levels: Sequence[ranges.Count]
 
-  def __post_init__(self):
-    checks.check_all_positive("levels of 'fsq'", self.levels)
-    if min(self.levels) < 2:
-      raise ValueError(
-          f"levels of 'fsq' must be 2 or more, they are {self.levels}.")
-    super().__post_init__()
-
   @property
   def num_codes(self) -> int:
     return math.prod(self.levels)
@@ -263,6 +248,8 @@ class FSQ(nn.Module):
 
   def __call__(self, z, train: bool = False):
     del train
+    if min(self.levels) < 2:
+      raise ValueError(f"FSQ needs levels of 2 or more, not {self.levels}.")
     levels = np.asarray(self.levels)
     # An even number of levels has one more below 0 than above it.
     half = (levels - 1) * (1 + 1e-3) / 2

@@ -172,9 +172,9 @@ def test_scenes_of_make_scene_are_read_back(made):
 @pytest.mark.parametrize("wrong, message", [
     (dict(path="nowhere"), "no nowhere/transforms_train.json.*make_scene"),
     (dict(split="tests"), "transforms_tests.json.*'transforms_train.json'"),
-    (dict(factor=0), "factor=0.*positive"),
+    (dict(factor=0), "factor is 0.*at least 1"),
     (dict(factor=5), "factor=5 is larger than the images, which are 4 x 6"),
-    (dict(skip=0), "skip=0"), (dict(near=6.0), "near=6.0, far=6.0"),
+    (dict(skip=0), "skip is 0"), (dict(near=6.0), "near=6.0, far=6.0"),
     (dict(white=True), "white does not exist.*white_background")])
 def test_invalid_blender_arguments(folder, wrong, message):
   kw = {"path": str(folder), "split": "train", **wrong}
@@ -234,7 +234,7 @@ def test_images_that_would_hang_or_fill_the_memory_are_refused(folder, kind):
         chunks += struct.pack(">I", len(data) - 4) + data
         chunks += struct.pack(">I", zlib.crc32(data))
       file.write_bytes(chunks)
-  problem = {"bomb": "r_0.png cannot be read: .*bomb"}.get(
+  problem = {"bomb": "Failed to read .*r_0.png: .*bomb"}.get(
       kind, "missing, not regular or too large: .*r_0.png")
   with deadline.within(20):
     with pytest.raises(core.DataError, match=problem):
