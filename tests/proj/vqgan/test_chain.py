@@ -91,6 +91,7 @@ def stage2_config(classifier, stage1, **changes):
       f"stage1={stage1},classifier={classifier}", **{
           "model.width": 8, "model.depth": 1, "model.num_heads": 2,
           "evals.samples.num_pictures": 10, "input.cache_raw": True,
+          "evals.samples.num_samples": 10, "evals.distance.num_samples": 10,
           "evals.distance.network.layers": ("encoder/block02/+mlp",),
           **changes})
 
