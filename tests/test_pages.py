@@ -57,3 +57,39 @@ def test_snippets_run(page, tmp_path):
     elif "def get_config" in text:
       run("-m", "big_vision.train", "--config", name, "--workdir", workdir,
           "--config.total_steps=4")
+
+
+def _fault_rows():
+  """Returns the cells of every row in the table of faults."""
+  lines = (ROOT / "docs" / "faults.md").read_text().split("\n")
+  first = next(i for i, line in enumerate(lines)
+               if line.startswith("| fault |"))
+  for line in lines[first + 2:]:
+    if not line:
+      return
+    yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def _tests_of(path):
+  return set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+
+
+def test_every_fault_has_a_test_that_exists():
+  """A name may be cut off by "..." at its end or its beginning."""
+  rows = [*_fault_rows()]
+  assert len(rows) >= 40
+  for row in rows:
+    assert len(row) == 4, row  # A power cut has no exit code.
+    path, named = None, re.findall(r"`([^`]+)`", row[-1])
+    assert named, row
+    for name in named:
+      file, _, test = name.rpartition("::") if "::" in name else (
+          (name, "", "") if name.endswith(".py") else ("", "", name))
+      if file:
+        path, = [path for folder in ("", "run") if (
+            path := ROOT / "tests" / folder / file).exists()]
+      pattern = re.escape(test).replace(re.escape("..."), r"\w*")
+      assert not test or any(
+          re.fullmatch(pattern if test.startswith("test_") else
+                       rf"\w*{pattern}", found)
+          for found in _tests_of(path)), f"{path} has no {test}"
