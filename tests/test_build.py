@@ -94,3 +94,15 @@ def test_bugs_of_a_model_keep_their_errors(monkeypatch, model):
 def test_one_number_is_the_side_of_a_square_patch(size):
   built = build_lib.build(_config(**{"model.patch_size": size}))
   assert built.shapes["params"]["embedding"]["kernel"].shape == (4, 4, 1, 16)
+
+
+def test_the_head_starts_at_its_configured_bias():
+  def biases(**changes):
+    built = build_lib.build(_config(**changes))
+    batch = {key: jax.numpy.zeros(spec.shape, spec.dtype)
+             for key, spec in built.info.batch_spec.items()}
+    state = jax.jit(built.task.init)(built.rng_init, batch, {})
+    return np.asarray(state["params"]["head"]["bias"])
+  np.testing.assert_array_equal(biases(), np.zeros(10))
+  np.testing.assert_array_equal(
+      biases(init_head_bias=-2.5), np.full(10, -2.5))

@@ -1,8 +1,26 @@
 """Own optimizers against NumPy."""
 
 from big_vision import optim
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
+
+
+@pytest.mark.parametrize("kw, cap", [({}, 0.999), (dict(beta2_cap=0.6), 0.6)])
+@pytest.mark.parametrize("step", [1, 3, 5_000, 6_000, 10 ** 6])
+def test_adafactors_decay_grows_up_to_its_cap(kw, cap, step):
+  """Without a cap it would be 0.99891 at 5,000 steps and 0.99905 at 6,000."""
+  tx = optim.scale_by_adafactor(momentum=None, **kw)
+  params = {"w": jnp.zeros(1)}
+  state = tx.init(params)
+  _, state = tx.update({"w": jnp.ones(1)}, state, params)  # Its square is 1.
+  state = optax.tree_utils.tree_set(state, count=jnp.int32(step))
+  updates, _ = jax.jit(tx.update)({"w": jnp.full(1, 1000.)}, state, params)
+  beta = min(cap, 1 - (step + 1) ** -0.8)
+  np.testing.assert_allclose(
+      updates["w"], 1000 / np.sqrt(beta + (1 - beta) * 1e6), rtol=2e-4)
 
 
 def test_adafactor_by_hand():

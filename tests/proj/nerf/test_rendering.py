@@ -202,6 +202,24 @@ def test_density_noise_is_for_training_only():
     np.testing.assert_allclose(np.std(noise), 2.0, rtol=0.06)
 
 
+def test_jitter_samples_and_noise_are_drawn_independently():
+  many = {key: np.repeat(value, 200, 0) for key, value in RAYS.items()}
+  empty = lambda points: (0 * points[..., 0], points)
+  options = OPTIONS._replace(noise_std=1.0, num_fine=8)
+  _, ((coarse, _, noise), (fine, _, fine_noise)) = _render(
+      options, jax.random.key(2), many, empty)
+  # In empty space, samples of the fine field are uniform between midpoints.
+  coarse, fine = 4.0 - coarse[..., 2], 4.0 - fine[..., 2]
+  within = (coarse - 2) / 0.5 % 1
+  edges = (coarse[:, 1:] + coarse[:, :-1]) / 2
+  mean = (fine.sum(1) - coarse.sum(1)) / 8
+  share = (mean - edges[:, 0]) / (edges[:, -1] - edges[:, 0])
+  for a, b in ((within, noise), (within.mean(1), share),
+               (noise, fine_noise.ravel()[:noise.size].reshape(noise.shape)),
+               (noise.mean(1), share)):
+    assert abs(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]) < 0.25
+
+
 def test_empty_space_shows_the_background_once():
   def nothing(points):
     return jnp.zeros(points.shape[:-1]), jnp.full(points.shape, 0.2)
