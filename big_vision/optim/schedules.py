@@ -84,8 +84,9 @@ def create_schedule(
   if warmup >= total_steps > 0:
     raise config_lib.ConfigError(
         f"The warm-up takes {warmup} of {total_steps} steps, so nothing of the "
-        "run is left. Train longer (config.total_steps or total_epochs), use "
-        "smaller batches (config.input.batch_size), or warm up for less time.")
+        "run is left; it must be shorter. Train longer (config.total_steps or "
+        "total_epochs), use smaller batches (config.input.batch_size), or warm "
+        "up for less time.")
   decay = config_lib.call(
       _DECAYS[decay_type], kw, where, base=mult)
 
