@@ -19,6 +19,7 @@ from big_vision import train as train_lib
 from big_vision.run import checkpoints
 from big_vision.run import console
 from big_vision.run import interrupts
+from big_vision.run import session as session_lib
 from big_vision.run import workdir as workdir_lib
 from big_vision.trainers import classification
 import jax
@@ -144,6 +145,25 @@ def test_a_run_that_was_stopped_and_resumed_is_bit_identical(
       "params", "opt", "ema", "step"}
   for name, value in expected.items():
     np.testing.assert_array_equal(value, got[name], err_msg=name)
+  assert _without_times(_rows(tmp_path)) == _without_times(_rows(finished))
+
+
+def test_a_signal_during_a_step_skips_the_evaluation_that_follows(
+    finished, tmp_path, monkeypatch):
+  begin_step = session_lib.Session.begin_step
+
+  def begin_and_signal(self, step, state):
+    begin_step(self, step, state)
+    if step == 6:
+      os.kill(os.getpid(), signal.SIGTERM)
+  with monkeypatch.context() as patch:
+    patch.setattr(session_lib.Session, "begin_step", begin_and_signal)
+    with pytest.raises(interrupts.Interrupted) as interrupted:
+      train_lib.train(_config(), str(tmp_path))
+  assert interrupted.value.exit_code == 143
+  # The row of step 6 has no evaluation yet; the resumed run writes it again.
+  assert "test/loss" not in _rows(tmp_path)[-1]
+  train_lib.train(_config(), str(tmp_path))
   assert _without_times(_rows(tmp_path)) == _without_times(_rows(finished))
 
 

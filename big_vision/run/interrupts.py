@@ -1,10 +1,10 @@
 """Stops a run when a signal asks for it, after a step and with its state saved.
 """
 
-from collections.abc import Iterator
-import contextlib
+from collections.abc import Callable
 import os
 import signal
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -40,7 +40,10 @@ class Interrupted(Exception):
 
 
 class _Abandoned(BaseException):
-  """Leaves `Interrupts.abandoning`; `except Exception` does not catch it."""
+  """Leaves `Interrupts.call_unless_stopped`.
+
+  A BaseException, so that no `except Exception` on the way catches it.
+  """
 
 
 class Interrupts:
@@ -86,26 +89,25 @@ class Interrupts:
           signal.SIGINT: exit_codes.INTERRUPTED}[self._signal]
     return self._exit_code
 
-  @contextlib.contextmanager
-  def abandoning(self) -> Iterator[None]:
-    """Leaves the `with` block early if the run is asked to stop.
+  def call_unless_stopped(self, fn: Callable[[], Any]) -> Any:
+    """Returns what `fn` returns, or None if the run is asked to stop.
 
-    A single process leaves it at once; several processes, which must all do
-    the same, leave it at `check`.
+    A single process abandons the call at once, and does not begin it if the
+    request came before; several processes, which must all do the same, abandon
+    it at `check`.
     """
     try:
       self._may_abandon = not self._several
       if self._signal is not None:
-        raise _Abandoned
-      yield
-      self._may_abandon = False
+        return None
+      return fn()
     except _Abandoned:
-      pass
+      return None
     finally:
       self._may_abandon = False
 
   def check(self, step: int):
-    """Leaves the block of `abandoning` if the run must stop after `step`.
+    """Leaves `call_unless_stopped` if the run must stop after `step`.
 
     Several processes agree by a collective, which waits for everything that
     the devices have to do: do not call this for every step or batch.

@@ -244,13 +244,13 @@ class Session:
 
   def _evaluate(self, step, state, due) -> dict[str, Any] | None:
     """Runs the evaluators that are due; None if the run is asked to stop."""
-    values = None
-    with self._interrupts.abandoning():
+    def evaluate():
       values = schedule_lib.run_all(
           due, {**state, "frozen": self.frozen}, self._between_steps,
           lambda: self._interrupts.check(step))
       console.say(progress.format_evals(step, values))
-    return values
+      return values
+    return self._interrupts.call_unless_stopped(evaluate)
 
   def _save(self, step, state, unevaluated):
     with self._between_steps("checkpoint"):

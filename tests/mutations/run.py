@@ -3,6 +3,19 @@
 from mutations.mutation import Mutation
 
 MUTATIONS = [
+    # A request to stop.
+    Mutation(
+        file="big_vision/run/interrupts.py",
+        old="      if self._signal is not None:\n        return None\n",
+        new="",
+        test="tests/run/test_interrupts.py::"
+             "test_a_signal_skips_or_abandons_what_may_be_abandoned"),
+    Mutation(
+        file="big_vision/run/interrupts.py",
+        old="    except _Abandoned:\n      return None\n    finally:",
+        new="    finally:",
+        test="tests/run/test_interrupts.py::"
+             "test_a_signal_skips_or_abandons_what_may_be_abandoned"),
     # The watchdog.
     Mutation(
         file="big_vision/run/watchdog.py",
