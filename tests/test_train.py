@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import types
 
 from big_vision import build as build_lib
@@ -165,6 +166,18 @@ def test_a_signal_during_a_step_skips_the_evaluation_that_follows(
   assert "test/loss" not in _rows(tmp_path)[-1]
   train_lib.train(_config(), str(tmp_path))
   assert _without_times(_rows(tmp_path)) == _without_times(_rows(finished))
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"unread": 1}, "config.unread"),
+    ({"evals.test.typo": 1}, "evals.test.typo")])
+def test_an_invalid_config_leaves_no_thread_that_reads_data(
+    tmp_path, changes, message):
+  """Such a thread may abort the process as it exits, with another code."""
+  with pytest.raises(config_lib.ConfigError, match=message):
+    train_lib.train(_config(**changes), str(tmp_path))
+  assert not [thread for thread in threading.enumerate()
+              if thread.name == "input"]
 
 
 def test_running_a_finished_run_again_changes_nothing(finished, capsys):

@@ -66,6 +66,16 @@ class Session:
     # can fill its buffers while the rest is made.
     self.batches = built.data.start(
         self._saver.latest() or 0, built.batch_sharding)
+    try:
+      self._make_rest(config, workdir, rollback)
+    except BaseException:
+      # The thread that reads data would abort the process as it exits.
+      self.batches.close()
+      raise
+
+  def _make_rest(self, config, workdir, rollback):
+    """Makes everything but the input, and finds the start of the run."""
+    built = self._built
     self._evals = build_lib.make_evaluators(config, built, workdir)
     config.check_all_read()
     if jax.process_index() == 0:

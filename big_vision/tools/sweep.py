@@ -287,9 +287,7 @@ def tabulate(points: Sequence[Point], patterns: Sequence[str]) -> list[Row]:
   """
   found = {}
   for point in filter(_is_finished, points):
-    last = {}
-    for row in metrics.read_metrics(point.workdir):
-      last |= row
+    last = _last_values(point)
     for name in _select(last, patterns):
       found.setdefault((point.name, name), []).append(float(last[name]))
   places = {point.name: i for i, point in reversed([*enumerate(points)])}
@@ -297,6 +295,19 @@ def tabulate(points: Sequence[Point], patterns: Sequence[str]) -> list[Row]:
   return [Row(point=point, metric=name, values=tuple(found[point, name]))
           for point, name in sorted(found, key=lambda key: (
               places[key[0]], names.index(key[1])))]
+
+
+def list_metrics(points: Sequence[Point]) -> list[str]:
+  """Lists the names of all metrics of the points that are finished."""
+  return sorted({name for point in filter(_is_finished, points)
+                 for name in _last_values(point)} - {"step"})
+
+
+def _last_values(point: Point) -> dict[str, float]:
+  last = {}
+  for row in metrics.read_metrics(point.workdir):
+    last |= row
+  return last
 
 
 def _select(names, patterns):
@@ -370,13 +381,16 @@ def main(args=None) -> int:
     print(error, file=sys.stderr)
     return 2
   failed = train_points(points)
-  rows = tabulate(points, options.metrics.split(","))
-  _write_tables(rows, options.workdir)
-  print(f"\n{to_markdown(rows)}")
-  if not rows:
-    print(f"No metric matches {options.metrics}.")
   for workdir, code in failed.items():
     print(f"Not in the table: {workdir} failed with exit code {code}.")
+  rows = tabulate(points, options.metrics.split(","))
+  if not rows and len(failed) < len(points):
+    print(f"No metric matches --metrics {options.metrics}; the table is not "
+          f"written. There are {list_metrics(points)}.", file=sys.stderr)
+    return 2
+  _write_tables(rows, options.workdir)
+  print(f"\n{to_markdown(rows)}\nThe table is in {options.workdir}/table.md "
+        "and table.csv.")
   return 1 if failed else 0
 
 

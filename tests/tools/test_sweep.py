@@ -198,6 +198,19 @@ def test_a_signal_reaches_the_run_once_and_stops_the_sweep(
   assert not any(sweep._is_finished(point) for point in points)
 
 
+def test_a_metric_that_no_point_has_leaves_the_table_as_it_is(
+    tmp_path, monkeypatch, capsys):
+  point = _point(tmp_path, "a", 0, [{"step": 1, "acc": .3, "loss": 1}])
+  monkeypatch.setattr(sweep, "load_points", lambda *unused: [point])
+  (tmp_path / "table.md").write_text("old")
+  command = ["--config", "x.py", "--workdir", str(tmp_path), "--metrics"]
+  assert sweep.main([*command, "acccc"]) == 2
+  assert "['acc', 'loss']" in capsys.readouterr().err
+  assert (tmp_path / "table.md").read_text() == "old"
+  assert sweep.main([*command, "acc"]) == 0
+  assert "| a | 0.3" in (tmp_path / "table.md").read_text()
+
+
 def _start(config, workdir):
   return processes.start_command(
       [sys.executable, "-m", "big_vision.tools.sweep", "--config", config,
