@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 
 from big_vision import config as config_lib
 from big_vision import durations
@@ -53,11 +54,22 @@ class Scheduled:
     """Yields (prefixed name, value); errors name the evaluator."""
     try:
       for name, value in self.evaluator.run(state):
-        yield f"{self.prefix}{name}", (
-            value if pictures.is_picture(value) else float(value))
+        yield f"{self.prefix}{name}", self._as_value(name, value)
     except Exception as error:
       error.add_note(f"This was the evaluator config.evals.{self.name}.")
       raise
+
+
+  def _as_value(self, name, value):
+    """Returns a picture as it is, and anything else as a number."""
+    if pictures.is_picture(value):
+      return value
+    if np.ndim(value) or isinstance(value, (Mapping, str)) or value is None:
+      raise config_lib.ConfigError(
+          f"The evaluator config.evals.{self.name} yielded {name!r} with a "
+          f"{type(value).__name__} of shape {np.shape(value)}; a number, or a "
+          "picture as uint8[h, w, 1 or 3], is needed.")
+    return float(value)
 
 
 def make_evaluators(

@@ -229,3 +229,17 @@ def test_evaluators_write_below_the_workdir_only(
     make(serve, batch_sharding, {"x": options | {"outfile": outfile}},
          workdir=str(workdir))
   assert not list(tmp_path.glob("**/*.json"))
+
+
+@pytest.mark.parametrize("value, what", [
+    ({"mean": 1.}, "dict"), (np.ones(3), r"ndarray of shape \(3,\)"),
+    (None, "NoneType"), ("0.5", "str")])
+def test_values_that_are_no_numbers_or_pictures_are_named(value, what):
+  class Odd:
+    def run(self, state):
+      yield "odd", value
+  scheduled = schedule.Scheduled(
+      name="mine", prefix="mine/", evaluator=Odd(), loader=None)
+  with pytest.raises(config_lib.ConfigError, match=(
+      f"config.evals.mine yielded 'odd' with a {what}.*a number, or a pict")):
+    dict(scheduled.run({}))
