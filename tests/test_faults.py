@@ -75,7 +75,7 @@ def test_sigterm_while_evaluating(finished, tmp_path):
   second.send_signal(signal.SIGTERM)
   output = processes.finish(second, 143, SOON)
   assert re.search("Stopped on request after step [456]; the state", output)
-  assert "accuracy" in output
+  assert "step 3/6" in output
   processes.finish(processes.start(workdir, config=config))
   processes.assert_same(finished, workdir)
 

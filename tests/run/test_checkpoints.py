@@ -94,7 +94,8 @@ def test_the_number_of_files_does_not_grow_with_that_of_leaves(tmp_path, num):
   with checkpoints.Checkpoints(str(tmp_path)) as saver:
     saver.save(1, state)
   paths = list((tmp_path / "1").rglob("*"))
-  assert len([path for path in paths if path.is_file()]) <= 20
+  # How many of them hold data depends on the timing of threads.
+  assert len([path for path in paths if path.is_file()]) <= 30
   assert len([path for path in paths if path.is_dir()]) <= 8
 
 
@@ -407,13 +408,15 @@ def test_folders_that_only_look_like_a_step(copied, kind, when):
       kind != "empty" or when == "while"), "It may be the only copy."
 
 
-def test_an_uncommitted_only_step_is_not_a_fresh_start(copied):
+def test_an_only_step_without_a_marker_is_kept_beside_a_fresh_start(
+    copied, capsys):
   shutil.rmtree(copied / "1")
   (copied / "2" / "commit_success.txt").unlink()
   for _ in range(2):
     with checkpoints.Checkpoints(str(copied)) as saver:
-      with pytest.raises(checkpoints.CheckpointDamaged, match="2.dam.*remove"):
-        saver.restore(_shapes(_state()))
+      assert saver.restore(_shapes(_state())) is None
+    assert (copied / "2.damaged" / "meta" / "metadata").exists()
+  assert "it is set aside as 2.damaged" in capsys.readouterr().out
   # A killed first save is one: its note says that the folder is ours.
   shutil.move(copied / "2.damaged", copied / "2")
   (copied / "saving.txt").write_text("2")

@@ -55,7 +55,7 @@ def test_pkeep_is_the_share_of_codes_seen_in_training(pkeep, monkeypatch):
   monkeypatch.setattr(stage2.gpt, "Model", _Parrot)
   images = runs.batch(0)
   monkeypatch.setattr(runs, "batch", lambda step: images)
-  run = _run(model={}, pkeep=pkeep, lr=0.0)
+  run = _run(model={}, pkeep=pkeep, lr=1e-30)
   losses = [measured["training_loss"] for _, measured in run.steps(20)]
   wrong = (1 - pkeep) * (1 - 1 / NUM_CODES)
   num_codes = 20 * 8 * 16
