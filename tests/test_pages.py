@@ -38,7 +38,8 @@ def test_snippets_run(page, tmp_path):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
   env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-  env.pop("XLA_FLAGS")  # One device, as a reader has.
+  # One device, and jax looks for it, as it does for a reader.
+  del env["XLA_FLAGS"], env["JAX_PLATFORMS"]
 
   def run(*command):
     result = subprocess.run(

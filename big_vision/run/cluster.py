@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import glob
 import importlib.util
 import os
@@ -147,8 +148,13 @@ def _do_not_look_for_tpu():
 
   `tools.plan` needs it for its compiler, so it is installed on other machines.
   """
+  def fail():
+    raise RuntimeError("This machine has no TPU.")
   # jax has no public way to do this; if this one disappears, the errors return.
-  with contextlib.suppress(ImportError, AttributeError):
+  with contextlib.suppress(ImportError, AttributeError, KeyError, TypeError):
     from jax._src import xla_bridge  # pylint: disable=g-import-not-at-top
     if not jax.config.jax_platforms:
-      xla_bridge._backend_factories.pop("tpu", None)  # pylint: disable=protected-access
+      factories = xla_bridge._backend_factories  # pylint: disable=protected-access
+      # The name stays: Pallas can only be imported where jax knows "tpu".
+      factories["tpu"] = dataclasses.replace(
+          factories["tpu"], factory=fail, fail_quietly=True)

@@ -217,6 +217,13 @@ MUTATIONS = [
         test="tests/run/test_cluster.py::"
              "test_the_tpu_runtime_is_not_loaded_where_there_is_no_tpu"),
     Mutation(
+        file="big_vision/run/cluster.py",
+        old="      factories[\"tpu\"] = dataclasses.replace(\n"
+            "          factories[\"tpu\"], factory=fail, fail_quietly=True)\n",
+        new="      factories.pop(\"tpu\")\n",
+        test="tests/run/test_cluster.py::"
+             "test_the_tpu_runtime_is_not_loaded_where_there_is_no_tpu"),
+    Mutation(
         file="big_vision/run/checkpoints/manager.py",
         old="      files.make_directory(self._directory)\n"
             "      folders.remove_partial",

@@ -211,8 +211,10 @@ def test_the_tpu_runtime_is_not_loaded_where_there_is_no_tpu(tmp_path):
       "\n    print('libtpu was looked for', flush=True)\n"
       "  return '/nowhere'\n")
   code = "import jax\n{}print(jax.devices()[0].platform)"
+  # The kernels for TPUs can still be imported.
   start = ("from big_vision.run import cluster\n"
-           "cluster.start_processes()\n")
+           "cluster.start_processes()\n"
+           "import jax.experimental.pallas.tpu\n")
   for text, looked_for in (code.format(""), True), (code.format(start), False):
     environ = processes.environ(
         PYTHONPATH=f"{tmp_path}:{processes.ROOT}", JAX_PLATFORMS="")
