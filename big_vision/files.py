@@ -1,4 +1,4 @@
-"""Writes files that survive a power cut, on any file system.
+"""Writes files that survive a power cut, and opens regular files only.
 
 A local file system may put names, contents and directories on the disk in any
 order, and seconds late: after a power cut, a file that was renamed into place
@@ -9,10 +9,11 @@ therefore be synced before any file that relies on it is written. Object stores
 
 import errno
 import os
+import stat
 import time
+from typing import BinaryIO
 
 from etils import epath
-
 
 # Numbers of errors of a disk that is full or broken, or of a quota or a limit
 # that is used up.
@@ -42,6 +43,41 @@ def is_below(path: str | os.PathLike, directory: str | os.PathLike) -> bool:
     return os.path.normpath(path) if is_remote(path) else os.path.realpath(path)
   directory = resolve(directory)
   return resolve(path).startswith(os.path.join(directory, ""))
+
+
+class NotRegularError(OSError):
+  """A path leads to a pipe, a device or a folder instead of a file."""
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+  """Opens a file to read bytes, unless reading it might never end.
+
+  Args:
+    path: Path of the file, local or in an object store.
+
+  Raises:
+    NotRegularError: The path leads to a pipe, a device or a folder.
+    OSError: The file cannot be opened.
+  """
+  if is_remote(path):
+    return as_path(path).open("rb")
+  # Without O_NONBLOCK, opening a pipe waits for a process that writes to it.
+  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+  mode = os.fstat(descriptor).st_mode
+  if not stat.S_ISREG(mode):
+    os.close(descriptor)
+    raise NotRegularError(
+        errno.EINVAL, f"not a regular file but a {kind(mode)}",
+        os.fspath(path))
+  return open(descriptor, "rb")
+
+
+def kind(mode: int) -> str:
+  """Returns a word for what is not a regular file, by its `st_mode`."""
+  kinds = [(stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"),
+           (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"),
+           (stat.S_ISBLK, "device")]
+  return next((word for test, word in kinds if test(mode)), "special file")
 
 
 def write_text(path: str | os.PathLike, text: str):

@@ -7,6 +7,7 @@ import sys
 import threading
 
 from big_vision import files
+import deadline
 from etils import epath
 import pytest
 
@@ -48,6 +49,22 @@ def test_links_stay_links_and_pipes_are_written_to(tmp_path):
   reader.join(10)
   assert read == ["through"]
   assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+
+
+def test_reading_never_waits_for_a_pipe_or_a_device(tmp_path):
+  (tmp_path / "file").write_bytes(b"content")
+  (tmp_path / "link").symlink_to(tmp_path / "file")
+  for name in "file", "link":
+    with files.open_regular(tmp_path / name) as file:
+      assert file.read() == b"content"
+  os.mkfifo(tmp_path / "pipe")
+  (tmp_path / "zero").symlink_to("/dev/zero")
+  for name, kind in ("pipe", "pipe"), ("zero", "device"), ("", "folder"):
+    with deadline.within(20), pytest.raises(
+        files.NotRegularError, match=f"but a {kind}"):
+      files.open_regular(tmp_path / name)
+  with pytest.raises(FileNotFoundError):
+    files.open_regular(tmp_path / "missing")
 
 
 def test_new_directories_are_on_the_disk_in_their_parents(tmp_path, disk_calls):
@@ -100,7 +117,8 @@ def test_an_object_store_gets_whole_files(bucket, tmp_path, monkeypatch):
   file.flush()  # Too early for another upload.
   assert epath.Path(f"{bucket}/run/rows").read_text() == "1\n"
   file.sync()
-  assert epath.Path(f"{bucket}/run/rows").read_text() == "1\n2\n"
+  with files.open_regular(f"{bucket}/run/rows") as stored:
+    assert stored.read() == b"1\n2\n"
   monkeypatch.setattr(files, "_UPLOAD_EVERY_S", 0)
   file.sync()
   file.write(b"3\n")

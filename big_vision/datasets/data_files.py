@@ -10,6 +10,7 @@ import contextlib
 import os
 import stat
 
+from big_vision import files
 from big_vision.datasets import core
 
 # A file or an array in memory may take at most this share of the machine's.
@@ -18,11 +19,6 @@ MAX_PICTURE_BYTES = 2 ** 28
 # Zeros are compressed to a thousandth. Arrays of real data stay far below this
 # ratio; small ones are harmless.
 _MAX_RATIO, _HARMLESS_BYTES = 500, 2 ** 28
-
-
-def is_remote(path: str) -> bool:
-  """Returns whether `path` is the address of an object store (gs://...)."""
-  return "://" in path
 
 
 def memory_limit() -> int:
@@ -46,25 +42,20 @@ def open_file(path: str, max_bytes: int | None = None) -> Iterator:
     DataError: The file is not a regular file, or too large.
     OSError: The file cannot be opened.
   """
-  if is_remote(path):
+  if files.is_remote(path):
     import tensorflow as tf
     _check_size(path, tf.io.gfile.stat(path).length, max_bytes)
     with tf.io.gfile.GFile(path, "rb") as file:
       yield file
     return
-  # Without O_NONBLOCK, opening a pipe waits for somebody who writes to it.
-  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
   try:
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-      raise core.DataError(
-          f"{printable(path)} is not a regular file but a "
-          f"{_kind(status.st_mode)}.")
-    _check_size(path, status.st_size, max_bytes)
-    with open(descriptor, "rb", closefd=False) as file:
-      yield file
-  finally:
-    os.close(descriptor)
+    file = files.open_regular(path)
+  except files.NotRegularError as error:
+    raise core.DataError(
+        f"{printable(path)} is {error.strerror}.") from error
+  with file:
+    _check_size(path, os.fstat(file.fileno()).st_size, max_bytes)
+    yield file
 
 
 def find_unreadable(
@@ -79,11 +70,11 @@ def find_unreadable(
 
   Returns:
     The path's position and a sentence's end that says why, such as "does not
-    exist"; None if there is no such path.
+    exist"; None if all paths can be read.
   """
   listings = {}
   for position, path in enumerate(paths):
-    if is_remote(path):
+    if files.is_remote(path):
       # Each folder is listed once, because asking for each file takes hours.
       parent, name = os.path.split(path)
       if parent not in listings:
@@ -110,7 +101,7 @@ def _problem_of_local(path, max_bytes):
   except (OSError, ValueError):  # A ValueError if the path has a zero byte.
     return "does not exist"
   if not stat.S_ISREG(status.st_mode):
-    return f"is a {_kind(status.st_mode)}"
+    return f"is a {files.kind(status.st_mode)}"
   if max_bytes is not None and status.st_size > max_bytes:
     return f"is larger than {max_bytes >> 20} MiB"
   return None
@@ -144,11 +135,3 @@ def _check_size(path, num_bytes, max_bytes):
         f"{printable(path)} has {num_bytes:,} bytes; at most {limit:,} are "
         "read" + (", half of this machine's memory." if max_bytes is None
                   else "."))
-
-
-def _kind(mode: int) -> str:
-  """Returns a word for what a path leads to."""
-  kinds = [(stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "pipe"),
-           (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"),
-           (stat.S_ISBLK, "device")]
-  return next((word for test, word in kinds if test(mode)), "special file")

@@ -6,6 +6,7 @@ Legend: k classes, n labels; [...] is any shape.
 import numpy as np
 import tensorflow as tf
 
+from big_vision import files
 from big_vision.pp import registry
 
 
@@ -26,7 +27,7 @@ def lookup(mapping: str, npzkey: str = "fnames", sep: str | None = None):
       one in a line counts.
 
   Raises:
-    ValueError: a string occurs twice, or a line of a text file with `sep` does
+    ValueError: A string occurs twice, or a line of a text file with `sep` does
       not end with a number.
   """
   table = _read_table(mapping, npzkey, sep)
@@ -40,18 +41,18 @@ def _read_table(path, npzkey, sep):
   """Reads {string: number} from a file, as described in `lookup`."""
   try:
     if path.endswith(".npz"):
-      with tf.io.gfile.GFile(path, "rb") as file, np.load(file) as arrays:
+      with files.open_regular(path) as file, np.load(file) as arrays:
         names = [tf.compat.as_str(name) for name in arrays[npzkey]]
         pairs = [(name, i) for i, name in enumerate(names)]
     else:
-      with tf.io.gfile.GFile(path) as file:
-        lines = [line.rstrip("\r\n") for line in file]
+      with files.open_regular(path) as file:
+        lines = [line.decode().rstrip("\r\n") for line in file]
       if sep is None:
         pairs = [(line, i) for i, line in enumerate(lines)]
       else:
         pairs = [tuple(line.rsplit(sep, 1)) for line in lines]
         pairs = [(name, int(number)) for name, number in pairs]
-  except (KeyError, ValueError, tf.errors.OpError) as error:
+  except (KeyError, ValueError, OSError) as error:
     raise ValueError(f"Cannot read the table {path!r}: {error}") from error
   table = dict(pairs)
   if len(table) < len(pairs):

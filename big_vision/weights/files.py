@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from big_vision import files
 from big_vision import tree
 
 _PATH = re.compile(r"(.+?\.(npz|safetensors))(?::(.+))?")
@@ -79,14 +80,13 @@ def read(path: str) -> dict:
 
 def _open(file: str):
   """Opens a local or remote file for reading bytes."""
-  if "://" not in file:
+  if not files.is_remote(file):
     try:
-      return open(file, "rb")
+      return files.open_regular(file)
     except OSError as error:
       raise OSError(f"Failed to read {file}: {error.strerror}.") from error
   try:
-    from etils import epath  # Imports TensorFlow to read buckets.
-    return io.BytesIO(epath.Path(file).read_bytes())
+    return io.BytesIO(files.as_path(file).read_bytes())
   except Exception as error:  # Every kind of storage has errors of its own.
     raise OSError(
         f"Failed to read {file} ({error}). Download it where that is possible "

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import struct
 
@@ -10,6 +11,7 @@ from big_vision import weights
 from big_vision.layers import posemb
 from big_vision.models import vit
 from big_vision.weights import vit as vit_weights
+import deadline
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -485,3 +487,12 @@ def test_published_names():
        "gs://big_vision/siglip2/siglip2_g-opt16_256.npz:img")):
     assert files[name] == file
   assert len(set(files.values())) == len(files)
+
+
+def test_weights_in_a_pipe_are_refused(tmp_path):
+  """Reading them would wait for ever."""
+  for name in "weights.npz", "weights.safetensors":
+    os.mkfifo(tmp_path / name)
+    with deadline.within(20), pytest.raises(
+        OSError, match=f"{name}: not a regular file but a pipe"):
+      weights.read(str(tmp_path / name))

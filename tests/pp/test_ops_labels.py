@@ -1,5 +1,8 @@
 """Tests of pp/ops_labels.py against tables written by hand."""
 
+import os
+
+import deadline
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -78,3 +81,11 @@ def test_onehot_refuses_unknown_classes(labels):
 def test_onehot_refuses_other_types(labels):
   with pytest.raises(ValueError, match="'labels' must hold integers"):
     builder.make_preprocess("onehot(4)")({"labels": labels})
+
+
+def test_a_table_in_a_pipe_is_refused(tmp_path):
+  """Reading it would wait for ever."""
+  for name in "lines.txt", "names.npz":
+    os.mkfifo(tmp_path / name)
+    with deadline.within(20), pytest.raises(ValueError, match="but a pipe"):
+      ops.apply(f"lookup('{tmp_path}/{name}', key='x')", x=np.array(b"a"))

@@ -18,6 +18,7 @@ import numpy as np
 from big_vision import config as config_lib
 from big_vision import ranges
 from big_vision.datasets import core
+from big_vision.datasets import data_files
 from big_vision.proj.nerf import cameras
 from big_vision.proj.nerf import lenses
 from big_vision.proj.nerf import scenes
@@ -50,7 +51,7 @@ def open_source(
     pixel_center: Whether rays pass through pixel centres, see `cameras.Camera`.
 
   Raises:
-    ConfigError: the folder or split does not exist, or an option is invalid.
+    ConfigError: The folder or split does not exist, or an option is invalid.
     DataError: poses_bounds.npy is damaged, or does not belong to the images.
   """
   scenes.check_factor(factor)
@@ -122,7 +123,8 @@ def _read(path: str, num_images: int):
   """
   fname = os.path.join(path, "poses_bounds.npy")
   try:
-    rows = np.asarray(np.load(fname, allow_pickle=False), np.float64)
+    with data_files.open_file(fname) as file:
+      rows = np.asarray(np.load(file, allow_pickle=False), np.float64)
   except (OSError, ValueError, EOFError) as error:
     raise core.DataError(f"Failed to read {fname}: {error}") from error
   if rows.ndim != 2 or rows.shape[1] != 17:

@@ -34,7 +34,7 @@ class Scene(core.IndexSource):
     distance_fnames: Files of known distances, see `distances`; None if unknown.
 
   Raises:
-    DataError: there are no images, or more rays than int32 can count.
+    DataError: There are no images, or more rays than int32 can count.
   """
 
   def __init__(
@@ -66,7 +66,7 @@ class Scene(core.IndexSource):
     """Reads all images: float32[n, h, w, 3] in [0, 1], over the background.
 
     Raises:
-      DataError: a file is unreadable or of another size; names it.
+      DataError: A file is unreadable or of another size; the error names it.
     """
     size = (self.camera.height, self.camera.width)
     return np.stack([
@@ -83,14 +83,15 @@ class Scene(core.IndexSource):
       None for scenes without known distances.
 
     Raises:
-      DataError: a file is unreadable or of another size; names it.
+      DataError: A file is unreadable or of another size; the error names it.
     """
     if self._distance_fnames is None:
       return None
     maps = []
     for fname in self._distance_fnames:
       try:
-        values = np.load(fname, allow_pickle=False)
+        with data_files.open_file(fname) as file:
+          values = np.load(file, allow_pickle=False)
       except (OSError, ValueError, EOFError) as error:
         raise core.DataError(f"Failed to read {fname}: {error}") from error
       if values.shape != (self.camera.height, self.camera.width):
@@ -105,8 +106,8 @@ def open_scene(data) -> Scene:
   """Opens the scene that a config's `data` names.
 
   Raises:
-    ConfigError: the source is not a scene, or its options are invalid.
-    DataError: the scene's files are missing or damaged.
+    ConfigError: The source is not a scene, or its options are invalid.
+    DataError: The scene's files are missing or damaged.
   """
   scene = registry.open_source(**data)
   if not isinstance(scene, Scene):
@@ -120,7 +121,7 @@ def read_image(fname: str) -> np.ndarray:
   """Reads an image file: float32[h, w, 3 or 4] in [0, 1].
 
   Raises:
-    DataError: the file is missing, damaged, or neither 8-bit RGB nor RGBA.
+    DataError: The file is missing, damaged, or neither 8-bit RGB nor RGBA.
   """
   try:
     with Image.open(fname) as image:
@@ -137,7 +138,7 @@ def image_size(fname: str) -> tuple[int, int]:
   """Reads (height, width) from the header of an image file.
 
   Raises:
-    DataError: the file is missing or not an image.
+    DataError: The file is missing or not an image.
   """
   check_files([fname], "to open")  # Opening a pipe would wait for ever.
   try:
@@ -160,7 +161,7 @@ def shrink(
     fname: Name of the file, for the error message.
 
   Raises:
-    DataError: the image has another size.
+    DataError: The image has another size.
   """
   h, w, c = image.shape
   if (h // factor, w // factor) != size:
@@ -205,7 +206,7 @@ def indices_of_split(num_images: int, split: str, hold_out: int) -> list[int]:
     hold_out: Stride of the images for testing, at least 2.
 
   Raises:
-    ConfigError: the split or the stride is invalid.
+    ConfigError: The split or the stride is invalid.
   """
   if split not in ("train", "test"):
     raise config_lib.ConfigError(

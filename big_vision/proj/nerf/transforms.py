@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from big_vision.datasets import core
+from big_vision.datasets import data_files
 from big_vision.proj.nerf import lenses as lenses_lib
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -46,7 +47,7 @@ class Transforms(NamedTuple):
                          f"{path}.png") for path in paths]
 
   def has_intrinsics(self) -> bool:
-    """Whether focal lengths are in pixels, as in captures of real scenes."""
+    """Returns whether focal lengths are in pixels, as in real captures."""
     return any("fl_x" in {**self.shared, **frame} for frame in self.frames)
 
   def lenses(self, height: int, width: int) -> np.ndarray:
@@ -56,8 +57,8 @@ class Transforms(NamedTuple):
       height, width: Size of the stored images, pixels.
 
     Raises:
-      DataError: a lens is incomplete, of an unsupported model or for images of
-        another size; names the frame.
+      DataError: A lens is incomplete, of an unsupported model or for images of
+        another size; the error names the frame.
     """
     found = []
     for frame in self.frames:
@@ -70,11 +71,11 @@ def read(fname: str) -> Transforms:
   """Reads a transforms.json.
 
   Raises:
-    DataError: the file is damaged, not in the Blender format, or a matrix is
-      not a rotation; names the frame.
+    DataError: The file is damaged, not in the Blender format, or a matrix is
+      not a rotation; the error names the frame.
   """
   try:
-    with open(fname, encoding="utf-8") as file:
+    with data_files.open_file(fname) as file:
       content = json.load(file)
   except (OSError, ValueError) as error:
     raise core.DataError(f"Failed to read {fname}: {error}") from error

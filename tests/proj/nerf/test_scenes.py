@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import zlib
 
@@ -241,6 +242,25 @@ def test_images_that_would_hang_or_fill_the_memory_are_refused(folder, kind):
       blender.open_source(str(folder), "train")
     with pytest.raises(core.DataError, match=problem):
       scenes.image_size(str(folder / "train" / "r_0.png"))
+
+
+def test_cameras_and_distances_in_a_pipe_are_refused(made, tmp_path):
+  """Reading one would wait for ever."""
+  copy = tmp_path / "copy"
+  shutil.copytree(made, copy)
+  scene = blender.open_source(str(copy), "val")
+  llff_files.write(tmp_path, llff_files.forward())
+  for file, read in (
+      (copy / "val" / "r_0_distance.npy", scene.distances),
+      (copy / "transforms_val.json",
+       lambda: blender.open_source(str(copy), "val")),
+      (tmp_path / "poses_bounds.npy",
+       lambda: llff.open_source(str(tmp_path), "train", factor=1))):
+    file.unlink()
+    os.mkfifo(file)
+    with deadline.within(20), pytest.raises(
+        core.DataError, match=f"{file.name} is not a regular file but a pipe"):
+      read()
 
 
 def test_broken_distances(made, tmp_path):
