@@ -125,7 +125,7 @@ def get_checked(
     config: The whole config or a part of it.
     key: Key to read.
     allowed: Annotation that describes the allowed values, see `check`.
-    default: Value to return, unchecked, if there is none.
+    default: Value to return, unchecked, for a missing key or None.
     where: Path of `config` in the whole config, see `key_path`.
 
   Raises:
@@ -217,13 +217,12 @@ class Config(Mapping):
     """Lists the unread keys, with the names that each may be a misspelling of.
 
     Returns:
-      [(path of the key, names that were looked up beside it but are absent)].
+      [(path of the key, names that were looked up beside it)].
     """
     found = []
     for key, value in self._values.items():
       if key not in self._asked:
-        unknown = sorted(self._asked - set(self._values))
-        found.append((f"{self._path}.{key}", unknown))
+        found.append((f"{self._path}.{key}", sorted(self._asked)))
       elif isinstance(value, Config):
         found.extend(value.unread())
     return found

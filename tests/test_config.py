@@ -12,7 +12,8 @@ import pytest
 
 def test_unread_keys_are_named_with_the_nearest_key_that_was_read():
   config = config_lib.Config({
-      "lr": 1.0, "grad_clip": 2.0, "input": {"batch_size": 8, "chache": True}})
+      "lr": 1.0, "grad_clip": 2.0, "input": {
+          "batch_size": 8, "batch_sizes": 8, "chache": True}})
   assert config.lr == 1.0
   assert config.get("grad_clip_norm") is None
   assert config.input.get("cache_raw", False) is False
@@ -20,6 +21,7 @@ def test_unread_keys_are_named_with_the_nearest_key_that_was_read():
   with pytest.raises(config_lib.ConfigError) as error:
     config.check_all_read()
   message = str(error.value)
+  assert "config.input.batch_sizes (did you mean 'batch_size'?)" in message
   assert "config.grad_clip (did you mean 'grad_clip_norm'?)" in message
   assert "config.input.chache (did you mean 'cache_raw'?)" in message
   assert "config.lr" not in message
