@@ -14,7 +14,6 @@ from absl import flags
 import jax
 
 from big_vision import config as config_lib
-from big_vision.run import console
 from big_vision.run import launchers
 
 # The machines of a cluster may come up long after one another. The watchdog
@@ -57,7 +56,6 @@ def start_processes(
       number of processes or the index of this one is unknown; or this is
       process 0, and another program uses the port.
   """
-  console.quiet_libraries()
   if not _has_tpu():
     _do_not_look_for_tpu()
   given = coordinator_address, num_processes, process_id
