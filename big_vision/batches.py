@@ -20,7 +20,7 @@ class Batches:
   """Iterates over global batches, which a background thread makes.
 
   Args:
-    dataset: tf.data.Dataset of this process's rows of each batch.
+    dataset: Tf.data.Dataset of this process's rows of each batch.
     first_batch: Number of the first batch.
     rows: int[r], positions of `dataset`'s rows in a global batch.
     sharding: Sharding of the batches' first axis.

@@ -169,7 +169,8 @@ class StreamSource(abc.ABC):
     """Reads every record of every file.
 
     Raises:
-      DataError: A record cannot be read; names the file and the record.
+      DataError: A record cannot be read; the error names the file and the
+        record.
     """
 
   def describe_error(self, error: Exception) -> str:

@@ -143,7 +143,7 @@ def in_memory(source: core.Source | core.StreamSource) -> core.Source:
   as much memory as the files take on disk.
 
   Raises:
-    DataError: An example cannot be read; names its file and record.
+    DataError: An example cannot be read; the error names its file and record.
   """
   import tensorflow as tf
   if isinstance(source, (

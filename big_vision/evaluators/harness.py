@@ -258,7 +258,7 @@ class Examples:
     return jax.tree.map(lambda *x: np.concatenate(x)[:num_examples], *parts)
 
   def check_has(self, num_examples: int | None, option: str):
-    """Raises ConfigError unless there are `num_examples`, at least 1, or more.
+    """Raises ConfigError unless `num_examples` examples can be measured.
 
     Args:
       num_examples: Number of examples that an evaluator needs; None for all.

@@ -36,7 +36,7 @@ def describe_topology(topology: str, num_slices: int = 1) -> Hardware:
     num_slices: Number of such slices.
 
   Raises:
-    ConfigError: libtpu is not installed, or does not know the topology.
+    ConfigError: Libtpu is not installed, or does not know the topology.
   """
   from jax.experimental import topologies
   # libtpu asks for settings that a TPU VM would provide. The chips are only

@@ -18,7 +18,7 @@ def constrain(x, *names: str | None):
   function returns `x`.
 
   Args:
-    x: array with one axis per name.
+    x: Array with one axis per name.
     *names: act_batch, act_len, act_emb, act_heads, act_mlp or None.
   """
   rules = nn.get_logical_axis_rules()

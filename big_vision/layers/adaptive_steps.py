@@ -29,7 +29,7 @@ class Carry(NamedTuple):
   Attributes:
     state: [b, n, d], H of the step before.
     output: float32[b, n, d], the weighted sum of states so far.
-    halting: act.Halting with arrays [b, n].
+    halting: Act.Halting with arrays [b, n].
   """
   state: Any
   output: Any
@@ -40,11 +40,11 @@ class Step(nn.Module):
   """One step of all tokens: coordinates, halting, the transformer block.
 
   Attributes:
-    block: arguments of `transformer.Block`.
-    max_steps: number of the last step.
+    block: Arguments of `transformer.Block`.
+    max_steps: Number of the last step.
     halting: see `UniversalTransformer`.
     epsilon: see `UniversalTransformer`.
-    dtype: dtype of states.
+    dtype: Dtype of states.
   """
   block: Mapping[str, Any]
   max_steps: int
@@ -57,9 +57,9 @@ class Step(nn.Module):
     """Takes a step.
 
     Args:
-      carry: values after the step before.
+      carry: Values after the step before.
       t: int32[], number of the step; the first is 1.
-      train: whether dropout acts.
+      train: Whether dropout acts.
       posemb: float32[n, d] or [b, n, d], added at every step.
       mask: bool[b, n], False for padding; None without padding.
 
@@ -99,9 +99,9 @@ class Encoder(nn.Module):
   """Repeats the step: as a scan, or as a loop that stops early.
 
   Attributes:
-    step: arguments of `Step`.
+    step: Arguments of `Step`.
     norm: "pre" or "post", see `UniversalTransformer`.
-    max_steps: number of the last step.
+    max_steps: Number of the last step.
     eval_loop: see `UniversalTransformer`.
     remat_policy: see `rematerialization.remat`.
   """

@@ -14,9 +14,9 @@ def check_choice(what: str, value: Any, options: Iterable[Any]):
   """Raises ValueError unless `value` is one of `options`.
 
   Args:
-    what: name of the option, for the error.
-    value: chosen value.
-    options: values that exist; the error lists them.
+    what: Name of the option, for the error.
+    value: Chosen value.
+    options: Values that exist; the error lists them.
   """
   options = list(options)
   if value not in options:
@@ -36,7 +36,7 @@ def check_pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     size: Side of a square; or (height, width).
 
   Raises:
-    ValueError: there are more numbers, or one is not an integer of at least 1.
+    ValueError: There are more numbers, or one is not an integer of at least 1.
   """
   sides = (size,) if isinstance(size, int) else tuple(size)
   if len(sides) not in (1, 2) or not all(map(_is_positive, sides)):
@@ -55,9 +55,9 @@ def check_patches(
   """Checks that images divide into patches.
 
   Args:
-    image: array; should be [b, height, width, channels].
-    patch_size: side of a patch, or its (height, width), in pixels.
-    hint: sentence that ends the error.
+    image: Array; should be [b, height, width, channels].
+    patch_size: Side of a patch, or its (height, width), in pixels.
+    hint: Sentence that ends the error.
 
   Returns:
     (height, width) of a patch, in pixels.
@@ -91,7 +91,7 @@ def check_mask(mask, shape: Sequence[int]):
 
   Args:
     mask: bool or number[b, n], 0 for padding; or None.
-    shape: the expected (b, n).
+    shape: The expected (b, n).
 
   Returns:
     bool[b, n]; None if `mask` is None.

@@ -32,10 +32,10 @@ class MAPHead(nn.Module):
   One learned query attends to all tokens; a block's MLP follows.
 
   Attributes:
-    mlp_dim: hidden width of the MLP.
-    num_heads: number of heads; divides d.
-    dtype: dtype of activations.
-    gelu: one of `transformer.GELUS`.
+    mlp_dim: Hidden width of the MLP.
+    num_heads: Number of heads; divides d.
+    dtype: Dtype of activations.
+    gelu: One of `transformer.GELUS`.
 
   Source: arXiv:2106.04560, Section 3.1.
   """

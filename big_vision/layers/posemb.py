@@ -33,7 +33,7 @@ def sincos(position, width: int):
 
   Args:
     position: number[...].
-    width: even number of channels; channel 2j is the sine and 2j + 1 the cosine
+    width: Even number of channels; channel 2j is the sine and 2j + 1 the cosine
       of position / 10000^(2j / width).
 
   Returns:
@@ -59,10 +59,10 @@ def sincos2d(h: int, w: int, width: int, temperature: float = 10_000.):
   geometrically falling frequencies.
 
   Args:
-    h: number of rows.
-    w: number of columns.
-    width: d, a multiple of 4 and at least 8.
-    temperature: ratio of the highest frequency to the lowest.
+    h: Number of rows.
+    w: Number of columns.
+    width: D, a multiple of 4 and at least 8.
+    temperature: Ratio of the highest frequency to the lowest.
 
   Returns:
     float32[1, h * w, d] in [-1, 1].
@@ -111,12 +111,12 @@ def infer_grid(
   """Returns the grid that was given, or else the square of `num_patches`.
 
   Args:
-    num_patches: number of position embeddings.
+    num_patches: Number of position embeddings.
     given: (height, width) in patches, or None.
-    argument: name of the argument that gives it, for errors.
+    argument: Name of the argument that gives it, for errors.
 
   Raises:
-    ValueError: the given grid does not hold `num_patches`, or none is given and
+    ValueError: The given grid does not hold `num_patches`, or none is given and
       they do not form a square.
   """
   if given is None:

@@ -17,10 +17,10 @@ def remat(module: type[nn.Module], policy: str, *, in_scan: bool = False):
   """Makes a module recompute activations in its backward pass.
 
   Args:
-    module: class whose `__call__` has a static third argument, `train`.
-    policy: one of REMAT_POLICIES, the names in `jax.checkpoint_policies`;
+    module: Class whose `__call__` has a static third argument, `train`.
+    policy: One of REMAT_POLICIES, the names in `jax.checkpoint_policies`;
       "none" returns `module` unchanged.
-    in_scan: whether the module is the body of a scan, which keeps the compiler
+    in_scan: Whether the module is the body of a scan, which keeps the compiler
       from undoing the recomputation; a Python loop needs barriers against that.
 
   Returns:

@@ -30,10 +30,10 @@ def units_per_stage(depth: int | Sequence[int]) -> tuple[int, ...]:
   """Returns the number of residual units in each stage.
 
   Args:
-    depth: one of DEPTHS, or the numbers themselves.
+    depth: One of DEPTHS, or the numbers themselves.
 
   Raises:
-    ValueError: `depth` is neither; lists the depths.
+    ValueError: `depth` is neither; the error lists the depths.
   """
   # The command line turns `--config.model.depth=50` into (50,) if the config
   # has a tuple there.
@@ -54,11 +54,11 @@ def stage_widths(
   """Returns (channels within a unit, channels between units) of each stage.
 
   Args:
-    width: factor of the channels; 1 has 64 channels in the root.
-    groups: number of groups of the 3 x 3 convolutions.
-    group_width: channels of one group in the first stage; None divides the
+    width: Factor of the channels; 1 has 64 channels in the root.
+    groups: Number of groups of the 3 x 3 convolutions.
+    group_width: Channels of one group in the first stage; None divides the
       channels that there would be without groups.
-    num_stages: number of stages; each has twice the channels of the one before.
+    num_stages: Number of stages; each has twice the channels of the one before.
 
   Raises:
     ValueError: GroupNorm or the groups do not divide the channels.
@@ -98,13 +98,13 @@ class StdConv(nn.Module):
   """Convolution without bias whose kernel is standardized at each use.
 
   Attributes:
-    features: number of output channels.
+    features: Number of output channels.
     kernel_size: (height, width).
     strides: (vertical, horizontal).
     padding: "SAME" or pixels per side, ((top, bottom), (left, right)).
-    groups: number of groups of channels that are convolved separately.
-    dtype: dtype of the convolution; the kernel is standardized in float32.
-    standardize: function of the kernel, float32[h, w, c / groups, features],
+    groups: Number of groups of channels that are convolved separately.
+    dtype: Dtype of the convolution; the kernel is standardized in float32.
+    standardize: Function of the kernel, float32[h, w, c / groups, features],
       that returns the standardized one.
   """
   features: int
@@ -132,10 +132,10 @@ class GroupNorm(nn.Module):
   """Normalizes over the pixels and channels of each of 32 groups.
 
   Attributes:
-    epsilon: constant added to the variance.
-    param_shape: leading axes of scale and bias, before the channels.
-    scale_init: initializer of scale, float32[*param_shape, c].
-    dtype: dtype of the result; statistics are float32.
+    epsilon: Constant added to the variance.
+    param_shape: Leading axes of scale and bias, before the channels.
+    scale_init: Initializer of scale, float32[*param_shape, c].
+    dtype: Dtype of the result; statistics are float32.
 
   Source: arXiv:1803.08494, Eq. 7.
   """
@@ -177,15 +177,15 @@ class Stage(nn.Module):
   """A stage: residual units of one resolution.
 
   Attributes:
-    unit: class of the units, with arguments (mid, width, strides, groups,
+    unit: Class of the units, with arguments (mid, width, strides, groups,
       dtype).
-    num_units: number of units.
-    mid: channels between the convolutions of a unit.
-    width: channels of the result.
-    strides: strides of the first unit, which changes the resolution.
-    groups: number of groups of the 3 x 3 convolutions.
-    dtype: dtype of activations.
-    unit_name: pattern of the units' names, counted from 1, also in `out`.
+    num_units: Number of units.
+    mid: Channels between the convolutions of a unit.
+    width: Channels of the result.
+    strides: Strides of the first unit, which changes the resolution.
+    groups: Number of groups of the 3 x 3 convolutions.
+    dtype: Dtype of activations.
+    unit_name: Pattern of the units' names, counted from 1, also in `out`.
   """
   unit: type[nn.Module]
   num_units: int
@@ -223,9 +223,9 @@ def classify(x, num_classes: int | None, head_zeroinit: bool, out: dict):
 
   Args:
     x: [b, h, w, c].
-    num_classes: number of classes, k; None has no head.
-    head_zeroinit: whether the head's kernel starts at zero.
-    out: dict to which pre_logits_2d, pre_logits and, with a head, logits_2d and
+    num_classes: Number of classes, k; None has no head.
+    head_zeroinit: Whether the head's kernel starts at zero.
+    out: Dict to which pre_logits_2d, pre_logits and, with a head, logits_2d and
       logits are added, all float32.
 
   Returns:

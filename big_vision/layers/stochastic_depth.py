@@ -15,8 +15,8 @@ def rates(stoch_depth: float, depth: int) -> list[float]:
   """Returns each block's drop rate: 0 at the first, then linearly increasing.
 
   Args:
-    stoch_depth: rate of the last block, in [0, 1).
-    depth: number of blocks.
+    stoch_depth: Rate of the last block, in [0, 1).
+    depth: Number of blocks.
 
   Raises:
     ValueError: `stoch_depth` is not in [0, 1).
@@ -34,12 +34,12 @@ def drop_branch(x, rate, rng, *, mode: str, train: bool):
 
   Args:
     x: [b, ...], output of the branch, about to be added to the residual.
-    rate: probability of dropping, in [0, 1); may be traced.
+    rate: Probability of dropping, in [0, 1); may be traced.
     rng: jax key; unused unless training.
-    mode: one of MODES. "inverted" scales the branches that are kept by
+    mode: One of MODES. "inverted" scales the branches that are kept by
       1 / (1 - rate), so that training and evaluation have the same expectation.
       "bigvision" does not scale; published Mixers were trained with it.
-    train: whether to drop; evaluation keeps every branch.
+    train: Whether to drop; evaluation keeps every branch.
 
   Returns:
     [b, ...], dtype of `x`.

@@ -37,9 +37,9 @@ class MlpBlock(nn.Module):
   """Two dense layers with a GELU between them, on the last axis.
 
   Attributes:
-    mlp_dim: hidden width.
-    dropout: rate of dropout on the hidden units.
-    dtype: dtype of activations.
+    mlp_dim: Hidden width.
+    dropout: Rate of dropout on the hidden units.
+    dtype: Dtype of activations.
     gelu: "tanh" (an approximation, as in published weights) or "erf" (exact).
   """
   mlp_dim: int
@@ -68,10 +68,10 @@ class BlockNames(NamedTuple):
   """Names of a block's parts in the tree of parameters.
 
   Attributes:
-    norms: names of the LayerNorms of attention and MLP.
-    attention: name of attention; None puts its parameters directly into the
+    norms: Names of the LayerNorms of attention and MLP.
+    attention: Name of attention; None puts its parameters directly into the
       block's own.
-    mlp: name of the MLP; None likewise.
+    mlp: Name of the MLP; None likewise.
   """
   norms: tuple[str, str] = ("LayerNorm_0", "LayerNorm_1")
   attention: str | None = "MultiHeadDotProductAttention_0"
@@ -82,16 +82,16 @@ class Block(nn.Module):
   """A transformer block: attention, then an MLP, each beside a residual.
 
   Attributes:
-    attention: factory of a module with the interface of
+    attention: Factory of a module with the interface of
       `attention.MultiHeadAttention`.
-    mlp: factory of a module (x, train, mask) -> [b, n, d], like `MlpBlock`.
+    mlp: Factory of a module (x, train, mask) -> [b, n, d], like `MlpBlock`.
     norm: "pre", LayerNorm before each branch; or "post", after each sum.
-    epsilon: constant that LayerNorm adds to the variance.
-    causal: whether token i sees tokens 0..i only.
-    dropout: rate of dropout on the output of both branches.
+    epsilon: Constant that LayerNorm adds to the variance.
+    causal: Whether token i sees tokens 0..i only.
+    dropout: Rate of dropout on the output of both branches.
     stoch_depth_mode: see `stochastic_depth.drop_branch`.
-    dtype: dtype of activations.
-    names: names of the parts; the default ones are those of published ViTs.
+    dtype: Dtype of activations.
+    names: Names of the parts; the default ones are those of published ViTs.
   """
   attention: Callable[..., nn.Module]
   mlp: Callable[..., nn.Module]
@@ -109,11 +109,11 @@ class Block(nn.Module):
 
     Args:
       x: [b, n, d].
-      rate: drop rate of stochastic depth, or None for no stochastic depth.
-      train: whether stochastic depth and dropout act; static.
+      rate: Drop rate of stochastic depth, or None for no stochastic depth.
+      train: Whether stochastic depth and dropout act; static.
       mask: bool[b, n], False for tokens that no token sees; None if all are
         seen.
-      cache: keys and values of earlier calls, see `MultiHeadAttention`.
+      cache: Keys and values of earlier calls, see `MultiHeadAttention`.
       place: int32[], position of `x` in the cache.
 
     Returns:
@@ -172,12 +172,12 @@ def block_args(
   """Returns arguments of `Block` for multi-head attention and a dense MLP.
 
   Args:
-    mlp_dim: hidden width of the MLP.
-    num_heads: number of heads of attention.
-    dropout: rate, on the MLP's hidden units and on both branches.
-    dtype: dtype of activations.
-    attention: implementation, see `attention.MultiHeadAttention`.
-    gelu: one of GELUS.
+    mlp_dim: Hidden width of the MLP.
+    num_heads: Number of heads of attention.
+    dropout: Rate, on the MLP's hidden units and on both branches.
+    dtype: Dtype of activations.
+    attention: Implementation, see `attention.MultiHeadAttention`.
+    gelu: One of GELUS.
   """
   return dict(
       attention=functools.partial(
@@ -196,10 +196,10 @@ class Encoder(nn.Module):
   the same for both.
 
   Attributes:
-    depth: number of blocks.
-    block: arguments of each `Block`, see `block_args`.
-    stoch_depth: drop rate of the last block, see `stochastic_depth.rates`.
-    scan: whether to scan over the blocks; it compiles faster.
+    depth: Number of blocks.
+    block: Arguments of each `Block`, see `block_args`.
+    stoch_depth: Drop rate of the last block, see `stochastic_depth.rates`.
+    scan: Whether to scan over the blocks; it compiles faster.
     remat_policy: see `rematerialization.remat`.
   """
   depth: int

@@ -23,10 +23,10 @@ class Transition(nn.Module):
   images, along rows and columns. Padding is zero to them.
 
   Attributes:
-    mlp_dim: hidden width.
+    mlp_dim: Hidden width.
     grid: (n,) of a text, (h, w) of images.
-    transition: one of TRANSITIONS.
-    dtype: dtype of activations.
+    transition: One of TRANSITIONS.
+    dtype: Dtype of activations.
 
   Source: arXiv:1807.03819, Section 2.1, where the convolution is along one axis
   and its width is not given.

@@ -15,16 +15,16 @@ def decode_variant(
   """Returns the model arguments that a variant like "B/16" stands for.
 
   Args:
-    variant: key of `variants`, then / and the side of a patch; "B/14x10" has
+    variant: Key of `variants`, then / and the side of a patch; "B/14x10" has
       patches 14 high and 10 wide, "B" leaves the patch size open; None gives
       no arguments.
     variants: {name: sizes}.
-    names: argument names, one for each size.
-    family: name of the model family, for the error.
-    is_square: whether patches are always square; then "B/14x10" is invalid.
+    names: Argument names, one for each size.
+    family: Name of the model family, for the error.
+    is_square: Whether patches are always square; then "B/14x10" is invalid.
 
   Raises:
-    ValueError: the variant is unknown; lists the names.
+    ValueError: The variant is unknown; the error lists those that exist.
   """
   if variant is None:
     return {}

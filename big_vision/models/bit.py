@@ -33,11 +33,11 @@ class ResidualUnit(nn.Module):
   It starts as its residual: the last GroupNorm's scale is initially zero.
 
   Attributes:
-    mid: channels between the convolutions.
-    width: channels of the result.
-    strides: strides of the 3 x 3 convolution.
-    groups: number of groups of the 3 x 3 convolution.
-    dtype: dtype of activations.
+    mid: Channels between the convolutions.
+    width: Channels of the result.
+    strides: Strides of the 3 x 3 convolution.
+    groups: Number of groups of the 3 x 3 convolution.
+    dtype: Dtype of activations.
   """
   mid: int
   width: int
@@ -70,15 +70,15 @@ class Model(nn.Module):
   size.
 
   Attributes:
-    num_classes: number of classes, k; None has no head and returns features.
-    depth: one of `resnet.DEPTHS`, or the number of units in each stage.
-    width: factor of the channels; with 1 the root has 64. A multiple of 1/2.
-    groups: number of groups of the 3 x 3 convolutions; 32 with group_width 4 is
+    num_classes: Number of classes, k; None has no head and returns features.
+    depth: One of `resnet.DEPTHS`, or the number of units in each stage.
+    width: Factor of the channels; with 1 the root has 64. A multiple of 1/2.
+    groups: Number of groups of the 3 x 3 convolutions; 32 with group_width 4 is
       ResNeXt "32x4d".
-    group_width: channels of each group in the first stage, doubled from stage
+    group_width: Channels of each group in the first stage, doubled from stage
       to stage; None is 64 * width / groups.
-    head_zeroinit: whether the head's kernel starts at zero.
-    dtype_mm: dtype of activations. Parameters, their standardization, GroupNorm
+    head_zeroinit: Whether the head's kernel starts at zero.
+    dtype_mm: Dtype of activations. Parameters, their standardization, GroupNorm
       statistics, pooling, pre_logits and logits are float32 regardless.
   """
   num_classes: ranges.Count | None = None
@@ -95,7 +95,7 @@ class Model(nn.Module):
 
     Args:
       image: float32[b, height, width, channels].
-      train: ignored; all models accept it.
+      train: Ignored; all models accept it.
 
     Returns:
       logits: float32[b, k]; without a head the features, float32[b, c].
@@ -108,7 +108,7 @@ class Model(nn.Module):
         logits float32[b, k].
 
     Raises:
-      ValueError: an option is unknown, the image does not have four axes, or
+      ValueError: An option is unknown, the image does not have four axes, or
         groups do not divide the channels.
     """
     del train

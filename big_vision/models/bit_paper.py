@@ -98,17 +98,17 @@ class Model(nn.Module):
   size.
 
   Attributes:
-    num_classes: number of classes, k; None has no head and returns features.
-    depth: one of `resnet.DEPTHS`, or the number of units in each stage.
-    width: factor of the channels; with 1 the root has 64. A multiple of 1/2.
-    groups: number of groups of the 3 x 3 convolutions.
-    group_width: channels of each group in the first stage, doubled from stage
+    num_classes: Number of classes, k; None has no head and returns features.
+    depth: One of `resnet.DEPTHS`, or the number of units in each stage.
+    width: Factor of the channels; with 1 the root has 64. A multiple of 1/2.
+    groups: Number of groups of the 3 x 3 convolutions.
+    group_width: Channels of each group in the first stage, doubled from stage
       to stage; None is 64 * width / groups.
-    head_zeroinit: whether the head's kernel starts at zero.
-    pool_padding: padding of max pooling, whose input has values of either
+    head_zeroinit: Whether the head's kernel starts at zero.
+    pool_padding: Padding of max pooling, whose input has values of either
       sign: "lowest", which never wins, as in big_vision; or "zero", as in the
       code that trained the paper's weights.
-    dtype_mm: dtype of activations. Parameters, their standardization, GroupNorm
+    dtype_mm: Dtype of activations. Parameters, their standardization, GroupNorm
       statistics, pooling, pre_logits and logits are float32 regardless.
   """
   num_classes: ranges.Count | None = None
@@ -126,7 +126,7 @@ class Model(nn.Module):
 
     Args:
       image: float32[b, height, width, channels].
-      train: ignored; all models accept it.
+      train: Ignored; all models accept it.
 
     Returns:
       logits: float32[b, k]; without a head the features, float32[b, c].
@@ -140,7 +140,7 @@ class Model(nn.Module):
         logits float32[b, k].
 
     Raises:
-      ValueError: an option is unknown, the image does not have four axes, or
+      ValueError: An option is unknown, the image does not have four axes, or
         groups do not divide the channels.
     """
     del train

@@ -117,7 +117,7 @@ class Mixer(nn.Module):
       `stochastic_depth.drop_branch`.
     remat_policy: Activations to keep for the backward pass, see
       `rematerialization.remat`.
-    dtype_mm: dtype of activations. Parameters, LayerNorm statistics, pooling,
+    dtype_mm: Dtype of activations. Parameters, LayerNorm statistics, pooling,
       pre_logits and logits are float32 regardless.
   """
   num_classes: ranges.Count | None = None
@@ -152,7 +152,7 @@ class Mixer(nn.Module):
         logits float32[b, k].
 
     Raises:
-      ValueError: patches do not divide the image, its size is not the one that
+      ValueError: Patches do not divide the image, its size is not the one that
         the parameters are for, or an option is invalid.
     """
     checks.check_choice(

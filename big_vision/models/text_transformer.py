@@ -27,25 +27,25 @@ class TextTransformer(nn.Module):
   """Transformer encoder of text; a config calls it `Model`.
 
   Attributes:
-    num_classes: number of classes, k; None has no head and returns features.
-    vocab_size: number of different tokens.
-    width: width of the tokens, d.
-    depth: number of blocks.
-    mlp_dim: hidden width of the MLPs; None is 4 * width.
-    num_heads: number of heads of attention.
+    num_classes: Number of classes, k; None has no head and returns features.
+    vocab_size: Number of different tokens.
+    width: Width of the tokens, d.
+    depth: Number of blocks.
+    mlp_dim: Hidden width of the MLPs; None is 4 * width.
+    num_heads: Number of heads of attention.
     posemb: "learn" (one vector per position, for sequences of one length) or
       "sincos" (fixed, for any length).
-    pool_type: input of the head: "gap" the mean of the tokens, "none" each
+    pool_type: Input of the head: "gap" the mean of the tokens, "none" each
       token.
-    head_zeroinit: whether the head's kernel starts at zero.
-    dropout: dropout rate, after the position embedding, in MLPs and on both
+    head_zeroinit: Whether the head's kernel starts at zero.
+    dropout: Dropout rate, after the position embedding, in MLPs and on both
       branches.
-    scan: whether to compile one block instead of `depth`: compiles faster.
-    remat_policy: activations to keep for the backward pass, see
+    scan: Whether to compile one block instead of `depth`: compiles faster.
+    remat_policy: Activations to keep for the backward pass, see
       `rematerialization.remat`.
-    dtype_mm: dtype of activations. Parameters, LayerNorm statistics, softmax,
+    dtype_mm: Dtype of activations. Parameters, LayerNorm statistics, softmax,
       pooling and logits are float32 regardless.
-    attention: implementation, see `attention.MultiHeadAttention`.
+    attention: Implementation, see `attention.MultiHeadAttention`.
   """
   num_classes: ranges.Count | None = None
   vocab_size: ranges.Count = 32_000
@@ -70,7 +70,7 @@ class TextTransformer(nn.Module):
       text: int[b, n] in [0, vocab_size).
       mask: bool or number[b, n], 0 for padding, which no token sees and means
         leave out; None without padding.
-      train: whether dropout acts; it draws from the rng stream "dropout".
+      train: Whether dropout acts; it draws from the rng stream "dropout".
 
     Returns:
       logits: float32[b, k], with pool_type "none" per token, [b, n, k]; without
@@ -81,7 +81,7 @@ class TextTransformer(nn.Module):
         are meaningless.
 
     Raises:
-      ValueError: text or mask have another type or shape, or an option is
+      ValueError: Text or mask have another type or shape, or an option is
         invalid.
     """
     checks.check_choice("posemb", self.posemb, POSEMBS)

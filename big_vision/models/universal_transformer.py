@@ -49,36 +49,36 @@ class UniversalTransformer(nn.Module):
   """Universal Transformer for images or for text; a config calls it `Model`.
 
   Attributes:
-    num_classes: number of classes, k; None has no head and returns features.
-    vocab_size: number of different tokens of text; None reads images.
+    num_classes: Number of classes, k; None has no head and returns features.
+    vocab_size: Number of different tokens of text; None reads images.
     patch_size: (height, width) of patches, in pixels; for images only.
-    width: width of the tokens, d.
-    mlp_dim: hidden width of the transition; None is 4 * width.
-    num_heads: number of heads of attention.
-    max_steps: number of the last step; parameters do not depend on it.
+    width: Width of the tokens, d.
+    mlp_dim: Hidden width of the transition; None is 4 * width.
+    num_heads: Number of heads of attention.
+    max_steps: Number of the last step; parameters do not depend on it.
     halting: "act"; or "none", where each token takes all steps and the output
       is the last state.
-    epsilon: margin below 1 of the sum of probabilities at which a token halts.
+    epsilon: Margin below 1 of the sum of probabilities at which a token halts.
     transition: "dense" or "conv", see `Transition`.
     norm: "post", LayerNorm after each residual, as in the paper; or "pre",
       before each branch and once at the end.
-    posemb: coordinates of positions, "sincos" (one after the other) or
+    posemb: Coordinates of positions, "sincos" (one after the other) or
       "sincos2d" (rows and columns of images). Sines of the step are added to
       either; both are added again at every step.
-    max_shift: largest random shift of all positions of an example in training,
+    max_shift: Largest random shift of all positions of an example in training,
       so that a model learns distances rather than positions and may read longer
       texts (Section 3.3); "sincos" only.
-    pool_type: input of the head: "gap" the mean of the tokens, "none" each
+    pool_type: Input of the head: "gap" the mean of the tokens, "none" each
       token.
-    head_zeroinit: whether the head's kernel starts at zero.
-    dropout: dropout rate, on the input of the first step and on both branches.
+    head_zeroinit: Whether the head's kernel starts at zero.
+    dropout: Dropout rate, on the input of the first step and on both branches.
     eval_loop: "while" stops when all tokens of a batch have halted, but has no
       gradient; "scan" takes all steps, as training always does.
-    remat_policy: activations to keep for the backward pass, see
+    remat_policy: Activations to keep for the backward pass, see
       `rematerialization.remat`.
-    dtype_mm: dtype of states. Parameters, LayerNorm statistics, softmax,
+    dtype_mm: Dtype of states. Parameters, LayerNorm statistics, softmax,
       everything about halting, output and logits are float32 regardless.
-    attention: implementation, see `attention.MultiHeadAttention`.
+    attention: Implementation, see `attention.MultiHeadAttention`.
   """
   num_classes: ranges.Count | None = None
   vocab_size: ranges.Count | None = None
@@ -110,7 +110,7 @@ class UniversalTransformer(nn.Module):
         `vocab_size` instead text, int[b, n] in [0, vocab_size).
       mask: bool or number[b, n], 0 for padding, which takes no steps and which
         no token sees and means leave out; None without padding.
-      train: whether all steps are taken, and dropout and shifts act; they draw
+      train: Whether all steps are taken, and dropout and shifts act; they draw
         from the rng stream "dropout".
 
     Returns:
@@ -135,7 +135,7 @@ class UniversalTransformer(nn.Module):
         executed_steps, and at best mean_steps, of them.
 
     Raises:
-      ValueError: an option is unknown or invalid, or sizes do not fit.
+      ValueError: An option is unknown or invalid, or sizes do not fit.
     """
     self._check()
     dtype = checks.compute_dtype(self.dtype_mm)

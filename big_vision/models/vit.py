@@ -58,30 +58,30 @@ class ViT(nn.Module):
   Images are float32[b, height, width, channels], usually in [-1, 1].
 
   Attributes:
-    num_classes: number of classes, k; None has no head and returns features.
+    num_classes: Number of classes, k; None has no head and returns features.
     patch_size: (height, width) of patches, in pixels.
-    width: width of the tokens, d.
-    depth: number of blocks.
-    mlp_dim: hidden width of the MLPs; None is 4 * width.
-    num_heads: number of heads of attention.
+    width: Width of the tokens, d.
+    depth: Number of blocks.
+    mlp_dim: Hidden width of the MLPs; None is 4 * width.
+    num_heads: Number of heads of attention.
     posemb: "learn" (one vector per position of the grid) or "sincos2d" (fixed).
-    rep_size: width of a dense layer with tanh before the head; True is `width`,
+    rep_size: Width of a dense layer with tanh before the head; True is `width`,
       False has none.
-    dropout: dropout rate, after the position embedding, in MLPs and on both
+    dropout: Dropout rate, after the position embedding, in MLPs and on both
       branches.
-    stoch_depth: drop rate of the last block, see `stochastic_depth.rates`;
+    stoch_depth: Drop rate of the last block, see `stochastic_depth.rates`;
       examples and branches are dropped independently.
     stoch_depth_mode: see `stochastic_depth.drop_branch`.
-    pool_type: input of the head: "gap" the mean of all tokens, "map" a probe
+    pool_type: Input of the head: "gap" the mean of all tokens, "map" a probe
       that attends to them, "tok" a class token, "0" the first token, "none"
       each token.
-    head_zeroinit: whether the head's kernel starts at zero.
-    scan: whether to compile one block instead of `depth`: compiles faster.
-    remat_policy: activations to keep for the backward pass, see
+    head_zeroinit: Whether the head's kernel starts at zero.
+    scan: Whether to compile one block instead of `depth`: compiles faster.
+    remat_policy: Activations to keep for the backward pass, see
       `rematerialization.remat`.
-    dtype_mm: dtype of activations. Parameters, LayerNorm statistics, softmax,
+    dtype_mm: Dtype of activations. Parameters, LayerNorm statistics, softmax,
       pooling by mean, pre_logits and logits are float32 regardless.
-    attention: implementation, with options if needed ("local(window=16)"), see
+    attention: Implementation, with options if needed ("local(window=16)"), see
       `attention.MultiHeadAttention`; "dense(return_weights=True)" adds the
       weights to `out`. A probe's attention is always dense.
     gelu: "tanh" (approximation, as published weights) or "erf" (exact).
@@ -111,7 +111,7 @@ class ViT(nn.Module):
 
     Args:
       image: float32[b, height, width, channels].
-      train: whether dropout and stochastic depth act; they draw from the rng
+      train: Whether dropout and stochastic depth act; they draw from the rng
         stream "dropout".
 
     Returns:
@@ -130,7 +130,7 @@ class ViT(nn.Module):
         ones in 2d are the head applied to each patch.
 
     Raises:
-      ValueError: an option is invalid, or the image is not a multiple of the
+      ValueError: An option is invalid, or the image is not a multiple of the
         patch.
     """
     checks.check_choice("posemb", self.posemb, POSEMBS)

@@ -44,7 +44,7 @@ def make_preprocess(
     `_seed`.
 
   Raises:
-    ConfigError: a module or op does not exist, or an op does not accept its
+    ConfigError: A module or op does not exist, or an op does not accept its
       arguments.
   """
   if not isinstance(pp, str):

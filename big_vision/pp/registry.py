@@ -63,7 +63,7 @@ def lookup(name: str) -> Op:
   """Returns the op registered as `name`.
 
   Raises:
-    ConfigError: no such op exists; names the nearest one.
+    ConfigError: No such op exists; the error names the nearest one.
   """
   if name not in _OPS:
     raise config_lib.ConfigError(

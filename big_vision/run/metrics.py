@@ -36,7 +36,7 @@ class Writer:
     num_rows: Number of rows in the file.
 
   Raises:
-    ValueError: A line other than the last is damaged.
+    MetricsDamaged: A line other than the last is damaged.
   """
 
   def __init__(self, workdir: str, *, resume_step: int = 0,

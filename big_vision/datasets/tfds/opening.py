@@ -29,8 +29,9 @@ def open_tfds(
     A `Source` if the dataset is stored as ArrayRecord, else a `StreamSource`.
 
   Raises:
-    ConfigError: There is no such dataset, split or feature; lists what exists.
-    DataError: Files of the split are missing; names one.
+    ConfigError: There is no such dataset, split or feature; the error lists
+      what exists.
+    DataError: Files of the split are missing; the error names one.
   """
   import tensorflow_datasets as tfds
   try:

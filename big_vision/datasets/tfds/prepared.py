@@ -70,8 +70,8 @@ def find_prepared(dataset: str, data_dir: str) -> Prepared:
     data_dir: Directory to search.
 
   Raises:
-    NotPreparedError: No such dataset is prepared; says which ones are, and how
-      to prepare this one.
+    NotPreparedError: No such dataset is prepared; the error says which ones
+      are, and how to prepare this one.
     ConfigError: `dataset` is not a valid name, or it selects several configs.
   """
   name, config, version = parse_name(dataset)

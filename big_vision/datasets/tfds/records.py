@@ -78,7 +78,8 @@ def select_split(splits, split: str, name: str):
     `tfds.core.SplitInfo` or the like, with `file_instructions`.
 
   Raises:
-    ConfigError: There is no such split; lists the splits and their sizes.
+    ConfigError: There is no such split; the error lists the splits and their
+      sizes.
   """
   try:
     return splits[split]

@@ -157,7 +157,7 @@ def favor(q, k, v, *, projection, mask=None, causal=False, scale=None,
     [b, n, m, d], dtype of `q`; computed in float32.
 
   Raises:
-    ValueError: the kernel is unknown, does not take the scale or lacks a
+    ValueError: The kernel is unknown, does not take the scale or lacks a
       projection, or the chunk size is below 1.
 
   Source: arXiv:2009.14794, Algorithm 1.

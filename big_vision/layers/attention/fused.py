@@ -54,7 +54,7 @@ def fused(q, k, v, *, causal=False, scale=None):
     [b, n, m, d], dtype of `q`; logits and sums are float32.
 
   Raises:
-    ValueError: keys have another length or number of heads than queries, there
+    ValueError: Keys have another length or number of heads than queries, there
       are too many tokens, examples or heads do not divide by the devices, or a
       device's heads have too many features for its on-chip memory.
   """

@@ -60,7 +60,7 @@ def cudnn(q, k, v, *, mask=None, bias=None, causal=False, scale=None):
   """Calls cuDNN's flash attention: O(n) memory, Nvidia GPUs, bfloat16 only.
 
   Raises:
-    ValueError: there is no Nvidia GPU, or the inputs are not bfloat16.
+    ValueError: There is no Nvidia GPU, or the inputs are not bfloat16.
   """
   backend = jax_backend.get_backend()
   if "cuda" not in backend.platform_version.lower():

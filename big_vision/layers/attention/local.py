@@ -22,9 +22,9 @@ def local(q, k, v, *, mask=None, causal=False, scale=None, window: int = 128):
     k: [b, n, k, d].
     v: [b, n, k, d].
     mask: bool, [1 or b, 1 or m, 1, 1 or n], or None.
-    causal: whether query i sees keys 0..i only.
-    scale: factor of the logits; None is 1 / sqrt(d).
-    window: largest distance that is seen, at least 1. The tokens of an image
+    causal: Whether query i sees keys 0..i only.
+    scale: Factor of the logits; None is 1 / sqrt(d).
+    window: Largest distance that is seen, at least 1. The tokens of an image
       are in raster order.
 
   Returns:
@@ -32,7 +32,7 @@ def local(q, k, v, *, mask=None, causal=False, scale=None, window: int = 128):
     gets the mean of all values.
 
   Raises:
-    ValueError: the numbers of queries and keys differ, or `window` is below 1.
+    ValueError: The numbers of queries and keys differ, or `window` is below 1.
   """
   b, n, m, d = q.shape
   if n != k.shape[1] or window < 1:

@@ -39,7 +39,7 @@ def memory_efficient(
     [b, n, m, d], dtype of `q`; weights and sums are float32.
 
   Raises:
-    ValueError: the size of a chunk is below 1.
+    ValueError: The size of a chunk is below 1.
 
   Source: arXiv:2112.05682, Sections 2 and 4. Unlike in the released code,
   chunks need not divide the lengths.

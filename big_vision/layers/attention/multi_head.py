@@ -30,14 +30,14 @@ class MultiHeadAttention(nn.Module):
   tokens.
 
   Attributes:
-    num_heads: number of heads of the queries, m.
-    num_kv_heads: number of heads of keys and values; None means m.
-    attention: name in IMPLEMENTATIONS, with options if needed:
+    num_heads: Number of heads of the queries, m.
+    num_kv_heads: Number of heads of keys and values; None means m.
+    attention: Name in IMPLEMENTATIONS, with options if needed:
       "name(option=1)". Implementations with random features keep
       float32[num_features, d] in the collection FEATURES, under their name;
       the option `num_features` is 256 by default, 0 for none.
-    dtype: dtype of activations.
-    kernel_init: initializer of all kernels; sees them as matrices [c, m d].
+    dtype: Dtype of activations.
+    kernel_init: Initializer of all kernels; sees them as matrices [c, m d].
   """
   num_heads: int
   num_kv_heads: int | None = None
@@ -69,7 +69,7 @@ class MultiHeadAttention(nn.Module):
         values of `x` added.
 
     Raises:
-      ValueError: invalid options or numbers of heads, and see `attend`.
+      ValueError: Invalid options or numbers of heads, and see `attend`.
     """
     x_kv = x if x_kv is None else x_kv
     d = self._features_of_a_head(x.shape[-1])
@@ -154,11 +154,11 @@ def redraw(features, rng, step, every: int):
   scanned, their index.
 
   Args:
-    features: the collection FEATURES, a tree of projections, each
+    features: The collection FEATURES, a tree of projections, each
       float32[..., num_features, d].
     rng: jax key that depends on the run's seed and the step.
     step: int, number of updates so far; the first steps have the initial draws.
-    every: number of steps that share draws.
+    every: Number of steps that share draws.
 
   Returns:
     `features`, or new draws if `step` is a positive multiple of `every`.

@@ -18,11 +18,11 @@ class Implementation(NamedTuple):
   """An implementation and its properties.
 
   Attributes:
-    fn: function (q, k, v, **options) -> [b, n, m, d].
-    draw: function (rng, (num_features, d)) -> the argument `projection` of
+    fn: Function (q, k, v, **options) -> [b, n, m, d].
+    draw: Function (rng, (num_features, d)) -> the argument `projection` of
       `fn`, for implementations that have it; more leading axes are independent
       draws.
-    any_mask: whether a mask may differ between queries; otherwise it is refused
+    any_mask: Whether a mask may differ between queries; otherwise it is refused
       unless its third axis is 1.
   """
   fn: Callable
@@ -41,13 +41,13 @@ def register(
   `bias` has four axes, each 1 or of full size.
 
   Args:
-    name: name in configs and errors.
+    name: Name in configs and errors.
     draw: see `Implementation`; `MultiHeadAttention` calls it and keeps the
       result in the collection FEATURES.
     any_mask: see `Implementation`.
 
   Raises:
-    ValueError: the name is taken.
+    ValueError: The name is taken.
   """
   def decorate(fn):
     if name in IMPLEMENTATIONS:
@@ -74,10 +74,10 @@ def attend(q, k, v, *, mask=None, bias=None, causal: bool = False,
     mask: bool, broadcastable to [b, m, n, s]; queries see only keys where it is
       True. A query that sees no key gets the mean of all values, including
       later ones if causal; ignore such results.
-    bias: array broadcastable to [b, m, n, s], added to the logits, in nats.
-    causal: whether query i sees keys 0..i only.
-    impl: name in IMPLEMENTATIONS.
-    **options: further keyword arguments of the implementation.
+    bias: Array broadcastable to [b, m, n, s], added to the logits, in nats.
+    causal: Whether query i sees keys 0..i only.
+    impl: Name in IMPLEMENTATIONS.
+    **options: Further keyword arguments of the implementation.
 
   Returns:
     [b, n, m, d], dtype of `q`. The softmax is computed in float32. With
@@ -85,7 +85,7 @@ def attend(q, k, v, *, mask=None, bias=None, causal: bool = False,
     float32[b, m, n, s], which sum to one over the keys.
 
   Raises:
-    ValueError: the implementation is unknown or does not support an option
+    ValueError: The implementation is unknown or does not support an option
       (says which ones do), shapes do not fit, or a mask is not bool.
 
   Source: arXiv:1706.03762; grouped heads: arXiv:2305.13245.

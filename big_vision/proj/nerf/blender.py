@@ -48,9 +48,9 @@ def open_source(
       lists of names.
 
   Raises:
-    ConfigError: the folder or split does not exist, or an option is invalid.
-    DataError: the JSON is damaged, its cameras are not supported, or images are
-      missing; names them.
+    ConfigError: The folder or split does not exist, or an option is invalid.
+    DataError: The JSON is damaged, its cameras are not supported, or images are
+      missing; the error names them.
   """
   scenes.check_factor(factor)
   if not isinstance(skip, int) or skip < 1:

@@ -41,7 +41,7 @@ class Evaluator:
         hundredths of a second.
 
     Raises:
-      ConfigError: an unknown kind, no frames, or `data` is not a scene.
+      ConfigError: An unknown kind, no frames, or `data` is not a scene.
     """
     scene = scenes.open_scene(data)
     if num_frames < 1 or frames_per_second <= 0:

@@ -47,7 +47,7 @@ class Model(nn.Module):
     point_frequencies, direction_frequencies: Numbers of frequencies, see
       `encode`.
     include_input, use_pi: Form of the encoding, see `encode`.
-    dtype_mm: dtype of matrix products and activations; the encoding, density
+    dtype_mm: Dtype of matrix products and activations; the encoding, density
       and colour are float32.
   """
   width: ranges.Count = 256

@@ -56,7 +56,7 @@ class Model(nn.Module):
     alpha_init: Opacity of a voxel before training, in (0, 1).
 
   Raises:
-    ValueError: while tracing, if an attribute is out of its range.
+    ValueError: While tracing, if an attribute is out of its range.
   """
   size: ranges.Count = 128
   bound: ranges.Positive = 1.5

@@ -34,7 +34,7 @@ def open_source(
     **options: Options of the form.
 
   Raises:
-    ConfigError: the form or an option is unknown, or an option is out of its
+    ConfigError: The form or an option is unknown, or an option is out of its
       range.
   """
   if form not in _FORMS:
@@ -70,7 +70,7 @@ def vector(
       smallest in a tie).
 
   Raises:
-    ConfigError: an option is out of its range.
+    ConfigError: An option is out of its range.
 
   Source: arXiv:2107.12580, section 3. The wrapping of the window and the
     breaking of ties are our choice.
@@ -108,7 +108,7 @@ def compositional(
       frequent.
 
   Raises:
-    ConfigError: an option is out of its range.
+    ConfigError: An option is out of its range.
 
   Source: conditional PVR of arXiv:2310.08866.
   """
@@ -135,7 +135,7 @@ def image(
     seed: Seed of the problems, see `generated.GeneratedSource`.
 
   Raises:
-    ConfigError: the split does not exist.
+    ConfigError: The split does not exist.
 
   Source: visual PVR of arXiv:2107.12580, with scikit-learn's digits.
   """

@@ -163,7 +163,7 @@ class Model(nn.Module):
       "vq(num_codes=1024, width=256)", "ema(...)" or "fsq(levels=(8, 5, 5, 5))".
     dropout: Dropout rate within residual blocks.
     attention: Implementation, see `attention.attend`.
-    dtype_mm: dtype of activations. Parameters, quantization and reconstructions
+    dtype_mm: Dtype of activations. Parameters, quantization and reconstructions
       are float32 regardless.
   """
   channels: int = 3
@@ -216,7 +216,7 @@ class Model(nn.Module):
         float32[b, H, W, width], input of the last convolution}.
 
     Raises:
-      ValueError: the factor does not divide height and width, or the number of
+      ValueError: The factor does not divide height and width, or the number of
         channels is wrong.
     """
     quantized, out = self.encode(image, train=train)

@@ -27,7 +27,7 @@ class Model(nn.Module):
     width: Number of channels of the first convolution; it doubles from one to
       the next, up to 8 times this.
     depth: Number of convolutions with stride 2.
-    dtype_mm: dtype of activations; the logits are float32.
+    dtype_mm: Dtype of activations; the logits are float32.
   """
   width: ranges.Count = 64
   depth: ranges.CountOrZero = 3
@@ -40,7 +40,7 @@ class Model(nn.Module):
     Logits are positive for images that look real.
 
     Raises:
-      ValueError: the image is too small for a single logit.
+      ValueError: The image is too small for a single logit.
     """
     dtype = checks.compute_dtype(self.dtype_mm)
     x = image

@@ -61,7 +61,7 @@ class Evaluator:
     """Yields one distance.
 
     Raises:
-      ValueError: the features of an image are not finite.
+      ValueError: The features of an image are not finite.
     """
     real, found = self._examples.collect(
         self._measure, {**state, "network": self._variables},

@@ -50,18 +50,18 @@ class Model(nn.Module):
   """GPT over codes.
 
   Attributes:
-    num_codes: number of different codes, k.
-    num_places: number of codes in the grid that it is trained on, n.
-    num_classes: number of classes of images; 0 for unconditional models.
-    width: width of the tokens, d.
-    depth: number of blocks.
-    num_heads: number of heads of attention.
-    mlp_dim: hidden width of the MLPs; None is 4 * width.
-    dropout: dropout rate, after the embedding and on both branches.
-    attention: implementation in training, one of ATTENTIONS, see
+    num_codes: Number of different codes, k.
+    num_places: Number of codes in the grid that it is trained on, n.
+    num_classes: Number of classes of images; 0 for unconditional models.
+    width: Width of the tokens, d.
+    depth: Number of blocks.
+    num_heads: Number of heads of attention.
+    mlp_dim: Hidden width of the MLPs; None is 4 * width.
+    dropout: Dropout rate, after the embedding and on both branches.
+    attention: Implementation in training, one of ATTENTIONS, see
       `attention.attend`. Sampling computes the same, a code at a time, with
       "dense".
-    dtype_mm: dtype of activations; parameters and logits are float32.
+    dtype_mm: Dtype of activations; parameters and logits are float32.
   """
   num_codes: int
   num_places: int
@@ -114,7 +114,7 @@ class Model(nn.Module):
       codes[:, :i] and the label. The last code is not used.
 
     Raises:
-      ValueError: the number of codes is not `num_places`, or a conditional
+      ValueError: The number of codes is not `num_places`, or a conditional
         model gets no label.
     """
     if codes.ndim != 2 or codes.shape[1] != self.num_places:
@@ -147,7 +147,7 @@ class Model(nn.Module):
       place: int32[], the position, from 0.
       code: int32[b], the code at place - 1; ignored at place 0.
       label: int32[b] or None, see `__call__`.
-      caches: keys and values of earlier positions, from `empty_caches` or the
+      caches: Keys and values of earlier positions, from `empty_caches` or the
         step before.
 
     Returns:
@@ -177,15 +177,15 @@ def draw(logits, rng, temperature: float = 1.0, top_k: int | None = None):
   Args:
     logits: float32[b, k].
     rng: jax key; unused at temperature 0.
-    temperature: divisor of the logits; 0 takes the most likely code.
-    top_k: number of the most likely codes to sample from, the lower code of
+    temperature: Divisor of the logits; 0 takes the most likely code.
+    top_k: Number of the most likely codes to sample from, the lower code of
       equally likely ones; None for all.
 
   Returns:
     int32[b]; -1 where logits are not finite.
 
   Raises:
-    ValueError: the temperature is negative, or top_k is not in 1..k.
+    ValueError: The temperature is negative, or top_k is not in 1..k.
   """
   k = logits.shape[-1]
   if not temperature >= 0 or top_k is not None and not 0 < top_k <= k:
@@ -210,10 +210,10 @@ def sample(model: Model, params, rng, batch_size: int, label=None,
   """Samples grids code by code, keeping keys and values.
 
   Args:
-    model: unbound model.
-    params: parameters of `model`.
+    model: Unbound model.
+    params: Parameters of `model`.
     rng: jax key; position i uses `fold_in(rng, i)`.
-    batch_size: number of grids, b.
+    batch_size: Number of grids, b.
     label: int32[b] or None, see `Model`.
     temperature: see `draw`.
     top_k: see `draw`.
@@ -254,7 +254,7 @@ def sample_sliding(model: Model, params, rng, batch_size: int,
     int32[b, rows, columns]; -1 where logits are not finite.
 
   Raises:
-    ValueError: the window does not have as many codes as the model was trained
+    ValueError: The window does not have as many codes as the model was trained
       on, or is larger than the grid.
 
   Source: arXiv:2012.09841, Section 3.2, "Generating High-Resolution Images".

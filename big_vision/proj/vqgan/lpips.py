@@ -48,8 +48,8 @@ def load(fname: str) -> dict[str, np.ndarray]:
     fname: Local or remote file, see `weights.read`.
 
   Raises:
-    ValueError: the file is unreadable or has another layout; names arrays that
-      are missing or have the wrong shape.
+    ValueError: The file is unreadable or has another layout; the error names
+      arrays that are missing or have the wrong shape.
   """
   try:
     stored = weights_lib.read(fname)

@@ -39,7 +39,7 @@ def make(spec: str, **kw) -> nn.Module:
   """Makes a quantizer from a string like "vq(num_codes=1024, width=256)".
 
   Raises:
-    ConfigError: a name or argument is unknown; says which exist.
+    ConfigError: A name or argument is unknown; the error says which exist.
   """
   op, = op_string.parse(spec)
   checks.check_choice("quantizer", op.name, QUANTIZERS)

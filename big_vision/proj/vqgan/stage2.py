@@ -177,7 +177,7 @@ def _sample_codes(
     batch_size: Number of grids.
     window: (rows, columns) of codes of a training image.
     size: (rows, columns) of codes to draw; None for `window`.
-    **kw: label, temperature and top_k of `gpt.sample`.
+    **kw: `label`, `temperature` and `top_k` of `gpt.sample`.
 
   Returns:
     int32[b, rows, columns]; -1 where logits are not finite.
