@@ -39,6 +39,12 @@ def _run(path, redirection, **env):
   return done
 
 
+def _run_code(code):
+  return subprocess.run(
+      [sys.executable, "-c", code], cwd=processes.ROOT, capture_output=True,
+      text=True, check=False)
+
+
 @pytest.mark.parametrize("redirection", [
     "| head -c 10", ">&-", "2>&-", "<&- >&- 2>&-", "> /dev/full 2>&1",
     "2> /dev/full"])
@@ -80,9 +86,8 @@ def test_a_stream_that_recovers_is_used_again(tmp_path):
       "print('lost')\n"
       "os.dup2(right, 1)\n"
       "print('kept')\n")
-  done = subprocess.run(
-      [sys.executable, "-c", code], cwd=processes.ROOT, capture_output=True,
-      text=True, check=True)
+  done = _run_code(code)
+  assert done.returncode == 0, done.stderr
   assert done.stdout == "kept\n"
 
 
@@ -95,9 +100,7 @@ def test_libraries_do_not_repeat_that_a_loop_is_closed():
       "sys.excepthook(RuntimeError, RuntimeError('Event loop is closed'), "
       "None)\n"
       "raise RuntimeError('Event loop is open')\n")
-  done = subprocess.run(
-      [sys.executable, "-c", code], cwd=processes.ROOT, capture_output=True,
-      text=True, check=False)
+  done = _run_code(code)
   assert "closed" not in done.stderr and "is open" in done.stderr
 
 
@@ -112,9 +115,7 @@ def test_only_the_logs_of_native_libraries_are_dropped():
       "os.write(2, b'I0000 afterwards\\n')\n"
       "with console.dropping_native_logs():\n"
       "  raise ValueError('passes')\n")
-  done = subprocess.run(
-      [sys.executable, "-c", code], cwd=processes.ROOT, capture_output=True,
-      text=True, check=False)
+  done = _run_code(code)
   assert done.stderr.startswith(
       "real error\nfrom Python\nE0000 00:00:1.2 3 a.cc:4] native error\n"
       "I0000 afterwards\nTraceback"), done.stderr
