@@ -66,7 +66,7 @@ def _parse_op(piece: str, string: str) -> Op:
   """Parses one piece of `string`."""
   def fail(reason):
     return config_lib.ConfigError(
-        f"Cannot read {piece!r} in {string!r}: {reason}. Write ops as "
+        f"Cannot read '{piece}' in '{string}': {reason}. Write ops as "
         "`name` or `name(1, 'text', key=(2, 3))`, joined by `|`.")
   try:
     node = ast.parse(piece, mode="eval").body

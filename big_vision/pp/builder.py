@@ -55,7 +55,8 @@ def make_preprocess(
   parsed = op_string.parse(pp)
   ops = []
   for place, op in enumerate(parsed):
-    where = f"op {place + 1} of {len(parsed)}, {op.text!r}, of {pp!r}"
+    # Not with !r, which escapes the quotes that are in both of them.
+    where = f"op {place + 1} of {len(parsed)}, '{op.text}', of '{pp}'"
     fn, random = _make_op(op, where)
     ops.append((where, f"pp{place}_{op.name}", fn, random))
 

@@ -53,7 +53,8 @@ def _read_table(path, npzkey, sep):
         pairs = [tuple(line.rsplit(sep, 1)) for line in lines]
         pairs = [(name, int(number)) for name, number in pairs]
   except (KeyError, ValueError, OSError) as error:
-    raise ValueError(f"Cannot read the table {path!r}: {error}") from error
+    reason = getattr(error, "strerror", None) or error
+    raise ValueError(f"Cannot read the table {path}: {reason}.") from error
   table = dict(pairs)
   if len(table) < len(pairs):
     raise ValueError(f"The table {path!r} contains some strings twice.")

@@ -157,6 +157,9 @@ def test_key_arguments():
     ("resize(sise=3)", ["no argument 'sise'", "mean 'size'",
                         "resize(size, method='bilinear', antialias=False, *, "
                         "key=None, inkey=None, outkey=None)"]),
+    ("lookup('/no', key=\"x\")|flip_lr", [
+        "op 1 of 2, 'lookup('/no', key=\"x\")', of",
+        "the table /no: No such file or directory."]),
     ("flip_lr|resize", ["op 2 of 2", "missing", "'size'"]),
     ("resize(1, 'area', True, 4)", ["too many positional"]),
     ("resize(3, 'bilinar')", ["'bilinar'", "'bilinear'"]),
@@ -173,7 +176,8 @@ def test_key_arguments():
 def test_build_errors_name_the_string_the_op_and_alternatives(string, wanted):
   with pytest.raises(config_lib.ConfigError) as error:
     builder.make_preprocess(string)
-  for text in [*wanted, repr(string)]:
+  # As it was written: without escapes, so that it can be copied.
+  for text in [*wanted, f"'{string}'"]:
     assert text in str(error.value)
 
 
